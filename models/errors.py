@@ -1,0 +1,34 @@
+"""The error tree of everything that a caller can cause or must hear about.
+
+    MaskBitError
+    ├── ConfigError        a configuration value outside what is allowed
+    ├── BundleError        a bundle folder that is missing, damaged or of another version
+    ├── CheckpointError    weights that do not fit the network
+    ├── RuntimeUnavailable a runtime or device that this machine does not have
+    └── InputError         tokens, images or sampling parameters out of range
+    service.errors.ServiceError adds HTTP codes below the same root.
+"""
+
+
+class MaskBitError(Exception):
+    """Root of the tree: `str(error)` is a message for the user, without a stack trace."""
+
+
+class ConfigError(MaskBitError):
+    """A configuration is inconsistent; the message names the field, the value and what is allowed."""
+
+
+class BundleError(MaskBitError):
+    """A bundle cannot be found, read or trusted."""
+
+
+class CheckpointError(MaskBitError):
+    """Weights are missing, unexpected, mis-shaped or damaged; the message names the keys."""
+
+
+class RuntimeUnavailable(MaskBitError):
+    """The wanted runtime, device or precision does not exist on this machine."""
+
+
+class InputError(MaskBitError):
+    """A value handed to a model is out of its range."""
