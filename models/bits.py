@@ -1,0 +1,73 @@
+"""Token representations: index, bits, groups and packed bytes (NumPy).
+
+Bit k of a token is channel k of the tokenizer; bit 0 is the least significant bit of the index everywhere.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import InputError
+
+Indices = NDArray[np.int64]
+
+
+def check_indices(indices: Indices, bits: int) -> None:
+    """Raise InputError unless every index lies in [0, 2^bits)."""
+    if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= 1 << bits):
+        raise InputError(
+            f"token indices run from {indices.min()} to {indices.max()}; allowed are 0 to {(1 << bits) - 1}"
+        )
+
+
+def to_bits(indices: Indices, bits: int) -> NDArray[np.uint8]:
+    """0/1 array (..., bits) of `indices` (...), bit 0 first."""
+    check_indices(indices, bits)
+    return ((indices[..., None] >> np.arange(bits)) & 1).astype(np.uint8)
+
+
+def from_bits(values: NDArray[np.uint8]) -> Indices:
+    """Indices (...) of a 0/1 array (..., bits), bit 0 first."""
+    return (values.astype(np.int64) << np.arange(values.shape[-1])).sum(-1)
+
+
+def split_groups(indices: Indices, bits: int, splits: int) -> Indices:
+    """Groups (..., splits) of `indices` (...): group g holds bits g*b to g*b + b - 1 with b = bits / splits."""
+    check_indices(indices, bits)
+    width = bits // splits
+    return (indices[..., None] >> (np.arange(splits) * width)) & ((1 << width) - 1)
+
+
+def join_groups(groups: Indices, bits: int) -> Indices:
+    """Indices (...) of `groups` (..., splits)."""
+    splits = groups.shape[-1]
+    check_indices(groups, bits // splits)
+    return (groups << (np.arange(splits) * (bits // splits))).sum(-1)
+
+
+def to_strings(indices: Indices, bits: int) -> list[list[str]]:
+    """Rows of strings of 0 and 1, bit 0 first, of a grid of `indices` (h, w)."""
+    return [["".join(map(str, token)) for token in row] for row in to_bits(indices, bits).tolist()]
+
+
+def from_strings(rows: list[list[str]], bits: int) -> Indices:
+    """Indices (h, w) of rows of bit strings, bit 0 first."""
+    for row in rows:
+        for token in row:
+            if len(token) != bits or set(token) - {"0", "1"}:
+                raise InputError(f"token {token[:40]!r} is not a string of {bits} characters 0 and 1")
+    return from_bits(np.array([[list(token) for token in row] for row in rows], dtype=np.uint8))
+
+
+def pack(indices: Indices, bits: int) -> bytes:
+    """All bits of `indices` in row order, bit 0 of a token first, eight to a byte from its least significant bit."""
+    return np.packbits(to_bits(indices, bits).ravel(), bitorder="little").tobytes()
+
+
+def unpack(data: bytes, shape: tuple[int, ...], bits: int) -> Indices:
+    """Indices of `shape` from the bytes of `pack`."""
+    count = int(np.prod(shape)) * bits
+    expected = -(-count // 8)
+    if len(data) != expected:
+        raise InputError(f"packed tokens hold {len(data)} bytes; {shape} tokens of {bits} bits take {expected}")
+    flat = np.unpackbits(np.frombuffer(data, dtype=np.uint8), count=count, bitorder="little")
+    return from_bits(flat.reshape(*shape, bits))

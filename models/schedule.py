@@ -1,0 +1,72 @@
+"""Everything in sampling that depends on the step number, computed on the host (NumPy, SPEC section 3)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.config import SamplingConfig
+from models.errors import InputError
+
+
+def mask_ratio(progress: np.float32, schedule: str) -> np.float32:
+    """Share of groups that stay masked at `progress` in (0, 1], in float32 as the published code computes it."""
+    one = np.float32(1)
+    if schedule == "arccos":
+        ratio = np.arccos(progress) / np.float32(math.pi / 2)
+    elif schedule == "cosine":
+        ratio = np.cos(progress * np.float32(math.pi / 2))
+    elif schedule == "linear":
+        ratio = one - progress
+    elif schedule == "square":
+        ratio = one - progress * progress
+    elif schedule == "root":
+        ratio = one - np.sqrt(progress)
+    else:
+        raise InputError(f"mask schedule {schedule!r} is unknown")
+    return np.float32(np.clip(ratio, np.float32(1e-6), one))
+
+
+def guidance_scale(config: SamplingConfig, step: int) -> float:
+    """Guidance scale s_i of 0-based `step`; 0 means that the step needs no unconditional pass."""
+    if config.guidance_annealing == "none":
+        return config.guidance_scale
+    share = step / config.steps
+    if config.guidance_annealing == "linear":
+        return config.guidance_scale * share
+    return config.guidance_scale * (1 - math.cos(math.pi * share**config.guidance_pow)) / 2
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """The numbers of one step of one picture; `mask_count` groups are masked again after it."""
+
+    guidance_scale: float
+    temperature: float
+    noise_temperature: float
+    mask_count: int
+
+
+def plan_steps(config: SamplingConfig, groups: int) -> tuple[StepPlan, ...]:
+    """All steps of a picture of `groups` = N*m groups, which are all masked before the first."""
+    if config.steps > groups:
+        raise InputError(f"steps is {config.steps}; a picture of {groups} bit groups allows 1 to {groups}")
+    plans: list[StepPlan] = []
+    masked = groups
+    for step in range(config.steps):
+        progress = np.float32(step + 1) / np.float32(config.steps)
+        left = float(np.float32(1) - progress)
+        wanted = math.floor(mask_ratio(progress, config.mask_schedule) * np.float32(groups))
+        # With one group left nothing is masked again, so that the last groups are settled.
+        masked = 0 if masked <= 1 else min(max(wanted, 1), masked - 1)
+        plans.append(
+            StepPlan(
+                guidance_scale=guidance_scale(config, step),
+                temperature=0.5 + 0.8 * left if config.anneal_temperature else config.temperature,
+                noise_temperature=config.noise_temperature * left,
+                mask_count=masked,
+            )
+        )
+    return tuple(plans)

@@ -1,0 +1,92 @@
+"""Checkpoints of a training run: one file per saved step, written completely or not at all."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.errors import CheckpointError
+from training.config import Recipe
+from training.ema import Ema
+
+KEEP = 2  # newest checkpoints that stay on disk
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Finished checkpoints in the run's `folder`, oldest first."""
+    return sorted(p for p in folder.glob("checkpoint-*.pt") if re.fullmatch(r"checkpoint-\d{8}\.pt", p.name))
+
+
+def save_checkpoint(
+    recipe: Recipe, step: int, network: nn.Module, ema: Ema[Any], optimizer: torch.optim.Optimizer
+) -> Path:
+    """Write the state after `step` optimizer steps. A kill in the middle leaves the older checkpoint untouched."""
+    folder = recipe.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"checkpoint-{step:08d}.pt"
+    partial = path.with_suffix(".partial")
+    state = {
+        "recipe": recipe.as_dict(),
+        "step": step,
+        "network": network.state_dict(),
+        "ema": ema.average.state_dict(),
+        "ema_updates": ema.updates,
+        "optimizer": optimizer.state_dict(),
+    }
+    with partial.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    for old in checkpoint_files(folder)[:-KEEP]:
+        old.unlink()
+    return path
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """State dict of a checkpoint file; weights only, nothing in the file is executed."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as exc:
+        raise CheckpointError(f"{path}: not a readable checkpoint ({exc})") from exc
+    return state
+
+
+def resume_step(
+    recipe: Recipe, network: nn.Module, ema: Ema[Any], optimizer: torch.optim.Optimizer, *, resume: bool
+) -> int:
+    """Number of steps already done: 0 for a new run, else that of the newest checkpoint, loaded into the arguments.
+
+    A folder with checkpoints is continued only when `resume` is set and its recipe is the same but for its length
+    and cadence; otherwise two different runs would share one name.
+    """
+    files = checkpoint_files(recipe.folder)
+    if not files:
+        return 0
+    if not resume:
+        raise CheckpointError(f"{recipe.folder} holds a run already; continue it with --resume or change experiment.name")
+    state = load_checkpoint(files[-1])
+    if (differs := _difference(state["recipe"], recipe.as_dict())) is not None:
+        raise CheckpointError(f"{files[-1]} was written with another {differs}; use another experiment.name")
+    network.load_state_dict(state["network"])
+    ema.average.load_state_dict(state["ema"])
+    ema.updates = state["ema_updates"]
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+def _difference(stored: dict[str, Any], current: dict[str, Any]) -> str | None:
+    """First section that matters and differs."""
+    for section in sorted(set(stored) | set(current)):
+        if section not in ("experiment", "training") and stored.get(section) != current.get(section):
+            return section
+    for key in ("per_gpu_batch_size", "seed", "max_train_steps"):
+        if stored["training"][key] != current["training"][key]:
+            return f"training.{key}"
+    return None

@@ -1,0 +1,270 @@
+"""Training recipes: YAML files with the sections of the published configs, read strictly, with dotted overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from models.config import GeneratorConfig, SamplingConfig, TokenizerConfig, from_mapping, require, require_positive
+from models.errors import ConfigError
+
+RECIPES = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """Where a run writes and how often; `*_every` count optimizer steps."""
+
+    name: str
+    output_dir: str = "runs"
+    log_every: int = 50
+    save_every: int = 1000
+    sample_every: int = 1000
+    eval_every: int = 1000
+
+    def __post_init__(self) -> None:
+        require(bool(self.name) and "/" not in self.name, f"experiment.name is {self.name!r}; a plain folder name is needed")
+        require_positive(self, "log_every", "save_every", "sample_every", "eval_every")
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """WebDataset shards (paths, globs or {a..b} braces) and the augmentation of training pictures.
+
+    `crop_scale` is the share of the area, `crop_ratio` the range of width/height that a random crop takes.
+    """
+
+    train_shards: str
+    eval_shards: str
+    image_size: int
+    classes: str | None = None
+    crop_scale: tuple[float, float] = (0.8, 1.0)
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
+    interpolation: str = "bilinear"
+    flip: bool = True
+    shuffle_buffer: int = 5000
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        require_positive(self, "image_size", "shuffle_buffer")
+        require(
+            self.interpolation in ("bilinear", "bicubic"),
+            f"dataset.interpolation is {self.interpolation!r}; allowed are 'bilinear' and 'bicubic'",
+        )
+        low, high = self.crop_scale
+        require(0 < low <= high <= 1, f"dataset.crop_scale is {self.crop_scale}; needed is 0 < low <= high <= 1")
+        require(
+            0 < self.crop_ratio[0] <= self.crop_ratio[1],
+            f"dataset.crop_ratio is {self.crop_ratio}; needed is 0 < low <= high",
+        )
+        require(self.workers >= 0, f"dataset.workers is {self.workers}; it must be at least 0")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW."""
+
+    learning_rate: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 1e-4
+    epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, f"optimizer.learning_rate is {self.learning_rate}; it must be above 0")
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """`cosine_with_minimum`: linear warm-up over `warmup_steps`, then a cosine down to a tenth."""
+
+    scheduler: str = "cosine_with_minimum"
+    warmup_steps: int = 5000
+
+    def __post_init__(self) -> None:
+        require(
+            self.scheduler == "cosine_with_minimum",
+            f"lr_scheduler.scheduler is {self.scheduler!r}; allowed is 'cosine_with_minimum'",
+        )
+        require(self.warmup_steps >= 0, f"lr_scheduler.warmup_steps is {self.warmup_steps}; it must be at least 0")
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """The section `training`: length, batch, precision."""
+
+    max_train_steps: int
+    per_gpu_batch_size: int
+    mixed_precision: str = "no"
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.999
+    seed: int = 42
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        require_positive(self, "max_train_steps", "per_gpu_batch_size")
+        require(
+            self.mixed_precision in ("no", "bf16"),
+            f"training.mixed_precision is {self.mixed_precision!r}; allowed are 'no' and 'bf16'",
+        )
+        require(self.max_grad_norm > 0, f"training.max_grad_norm is {self.max_grad_norm}; it must be above 0")
+        require(0 <= self.ema_decay < 1, f"training.ema_decay is {self.ema_decay}; allowed is 0 <= decay < 1")
+
+
+@dataclass(frozen=True)
+class TokenizerLossConfig:
+    """Generator-side loss of stage I."""
+
+    reconstruction_loss: str = "l2"
+    reconstruction_weight: float = 4.0
+    quantizer_weight: float = 1.0
+    entropy_annealing_steps: int = 2000
+    entropy_annealing_factor: float = 2.0
+
+    def __post_init__(self) -> None:
+        require(
+            self.reconstruction_loss in ("l1", "l2"),
+            f"losses.reconstruction_loss is {self.reconstruction_loss!r}; allowed are 'l1' and 'l2'",
+        )
+
+
+@dataclass(frozen=True)
+class GeneratorLossConfig:
+    """Masked-token loss of stage II."""
+
+    label_smoothing: float = 0.1
+    class_dropout: float = 0.1
+    mask_schedule: str = "arccos"
+    sum_splits: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the three kinds of training run share."""
+
+    experiment: ExperimentConfig
+    dataset: DatasetConfig
+    optimizer: OptimizerConfig
+    lr_scheduler: SchedulerConfig
+    training: LoopConfig
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as stored in checkpoints."""
+        return asdict(self)
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run."""
+        return Path(self.experiment.output_dir) / self.experiment.name
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe(Recipe):
+    """Stage I."""
+
+    model: TokenizerConfig
+    losses: TokenizerLossConfig = field(default_factory=TokenizerLossConfig)
+
+
+@dataclass(frozen=True)
+class GeneratorRecipe(Recipe):
+    """Stage II; `tokenizer` is the bundle whose frozen tokenizer makes the tokens."""
+
+    tokenizer: str
+    model: GeneratorConfig
+    sampling: SamplingConfig
+    losses: GeneratorLossConfig = field(default_factory=GeneratorLossConfig)
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """A small residual network that names the class of a picture; widths in channels."""
+
+    widths: tuple[int, ...] = (32, 64, 128)
+    num_classes: int = 1000
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_classes")
+        require(all(w >= 8 and w % 8 == 0 for w in self.widths), f"model.widths is {self.widths}; multiples of 8")
+
+
+@dataclass(frozen=True)
+class ClassifierRecipe(Recipe):
+    """The judge and perceptual network."""
+
+    model: ClassifierConfig
+
+
+MODEL_SECTIONS = {"tokenizer": "vq_model", "generator": "mlm_model", "classifier": "classifier"}
+
+
+def load_values(path: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Plain nested dict of the YAML file `path` (or of a recipe of that name), overrides `a.b=value` applied."""
+    file = Path(path)
+    if not file.exists() and (RECIPES / f"{path}.yaml").exists():
+        file = RECIPES / f"{path}.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        raise ConfigError(f"no recipe file {path!r}; give a YAML file or one of {known}")
+    for override in overrides:
+        if "=" not in override:
+            raise ConfigError(f"override {override!r}; the form is section.key=value")
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(file), OmegaConf.from_dotlist(list(overrides)))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, YAMLError) as exc:
+        raise ConfigError(f"{file}: {exc}") from exc
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: a recipe is a mapping of sections")
+    return {str(key): value for key, value in values.items()}
+
+
+def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
+    section = values.pop(name, None) or {}
+    if not isinstance(section, dict):
+        raise ConfigError(f"section {name} is {section!r}; it must be a mapping")
+    return section
+
+
+def _model_section(values: dict[str, Any], kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    model = _section(values, "model")
+    key = MODEL_SECTIONS[kind]
+    if key not in model:
+        raise ConfigError(f"section model has no {key}, which training a {kind} needs")
+    return dict(model.pop(key)), model
+
+
+def build_recipe(kind: str, values: dict[str, Any]) -> Recipe:
+    """The `kind` ("tokenizer", "generator" or "classifier") recipe in `values`; unknown keys are errors."""
+    values = dict(values)
+    network, rest = _model_section(values, kind)
+    shared: dict[str, Any] = {
+        "experiment": from_mapping(ExperimentConfig, _section(values, "experiment")),
+        "dataset": from_mapping(DatasetConfig, _section(values, "dataset")),
+        "optimizer": from_mapping(OptimizerConfig, _section(values, "optimizer")),
+        "lr_scheduler": from_mapping(SchedulerConfig, _section(values, "lr_scheduler")),
+        "training": from_mapping(LoopConfig, _section(values, "training")),
+    }
+    recipe: Recipe
+    if kind == "tokenizer":
+        losses = from_mapping(TokenizerLossConfig, _section(values, "losses"))
+        recipe = TokenizerRecipe(**shared, model=from_mapping(TokenizerConfig, network), losses=losses)
+    elif kind == "generator":
+        recipe = GeneratorRecipe(
+            **shared,
+            tokenizer=str(rest.pop("tokenizer", "")),
+            model=from_mapping(GeneratorConfig, network),
+            sampling=from_mapping(SamplingConfig, _section(values, "sampling")),
+            losses=from_mapping(GeneratorLossConfig, _section(values, "losses")),
+        )
+    else:
+        recipe = ClassifierRecipe(**shared, model=from_mapping(ClassifierConfig, network))
+    if unknown := [*values, *(f"model.{key}" for key in rest)]:
+        raise ConfigError(f"unknown sections in a {kind} recipe: {', '.join(unknown)}")
+    return recipe

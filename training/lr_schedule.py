@@ -1,0 +1,11 @@
+"""Learning-rate schedules: functions of the optimizer step (SPEC section 4)."""
+
+import math
+
+
+def cosine_with_minimum(step: int, base: float, warmup_steps: int, total_steps: int) -> float:
+    """Learning rate at `step` (0-based): linear from 0 over the warm-up, then a cosine from `base` to base/10."""
+    if step < warmup_steps:
+        return base * step / warmup_steps
+    progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+    return base * (0.1 + 0.9 * (1 + math.cos(math.pi * min(progress, 1.0))) / 2)
