@@ -1,0 +1,178 @@
+"""A model on disk: `bundle.json` with configurations, class names and provenance, beside safetensors weights.
+
+Reading one needs neither torch nor safetensors, so that the gateway can know a model without loading it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from models.config import GeneratorConfig, SamplingConfig, TokenizerConfig, from_mapping, require
+from models.errors import BundleError, ConfigError
+
+FORMAT_VERSION = 1
+MANIFEST = "bundle.json"
+TOKENIZER_WEIGHTS = "tokenizer.safetensors"
+GENERATOR_WEIGHTS = "generator.safetensors"
+BUNDLED = Path(__file__).parent / "bundles"
+HUB_PREFIX = "hf://"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of `bundle.json`; `files` maps file names to SHA-256 digests, `image_size` is in pixels."""
+
+    name: str
+    image_size: int
+    tokenizer: TokenizerConfig
+    generator: GeneratorConfig | None
+    sampling: SamplingConfig
+    class_names: tuple[str, ...]
+    licence: str
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        require(
+            self.format_version == FORMAT_VERSION,
+            f"format_version is {self.format_version}; this version reads {FORMAT_VERSION}",
+        )
+        require(
+            self.image_size % self.tokenizer.stride == 0,
+            f"image_size is {self.image_size}; the tokenizer needs a multiple of {self.tokenizer.stride}",
+        )
+        generator = self.generator
+        if generator is None:
+            return
+        require(
+            generator.bits == self.tokenizer.bits,
+            f"generator reads {generator.bits}-bit tokens, the tokenizer makes {self.tokenizer.bits}-bit ones",
+        )
+        require(
+            (generator.img_size, generator.input_stride) == (self.image_size, self.tokenizer.stride),
+            f"generator is for {generator.img_size} pixels at stride {generator.input_stride}, "
+            f"the bundle for {self.image_size} at {self.tokenizer.stride}",
+        )
+        require(
+            len(self.class_names) == generator.nclass,
+            f"{len(self.class_names)} class names for {generator.nclass} classes",
+        )
+
+    @property
+    def grid(self) -> int:
+        """Tokens along each side of a picture."""
+        return self.image_size // self.tokenizer.stride
+
+    def to_json(self) -> str:
+        """Text of `bundle.json`."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Parse `bundle.json`; ConfigError for anything that does not belong there."""
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ConfigError("it must hold one JSON object")
+        if values.get("format_version") != FORMAT_VERSION:
+            raise ConfigError(f"format_version is {values.get('format_version')!r}; this version reads {FORMAT_VERSION}")
+        parts: dict[str, type[Any]] = {
+            "tokenizer": TokenizerConfig,
+            "generator": GeneratorConfig,
+            "sampling": SamplingConfig,
+        }
+        for key, part in parts.items():
+            if isinstance(values.get(key), dict):
+                values[key] = from_mapping(part, values[key])
+        return from_mapping(cls, values)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that was found and whose manifest is sound; weights are read and checked when asked for."""
+
+    path: Path
+    manifest: Manifest
+
+    @cached_property
+    def revision(self) -> str:
+        """First 12 hexadecimal digits of the manifest's SHA-256, which covers all files through their digests."""
+        return hashlib.sha256((self.path / MANIFEST).read_bytes()).hexdigest()[:12]
+
+    @property
+    def ref(self) -> str:
+        """`name@revision`, which names these very weights."""
+        return f"{self.manifest.name}@{self.revision}"
+
+    def weights_file(self, name: str) -> Path:
+        """Path of the weights `name` after its digest was checked; BundleError when missing or damaged."""
+        path = self.path / name
+        if name not in self.manifest.files:
+            raise BundleError(f"bundle {self.path} has no {name}; it holds {', '.join(self.manifest.files) or 'no files'}")
+        try:
+            digest = file_digest(path)
+        except OSError as exc:
+            raise BundleError(f"{path} cannot be read: {exc.strerror}") from exc
+        if digest != self.manifest.files[name]:
+            raise BundleError(f"{path} is damaged: its SHA-256 is {digest}, the manifest says {self.manifest.files[name]}")
+        return path
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def bundled_names() -> list[str]:
+    """Names of the models that are installed with this package."""
+    return sorted(path.parent.name for path in BUNDLED.glob(f"*/{MANIFEST}"))
+
+
+def open_bundle(ref: str) -> Bundle:
+    """Find the bundle `ref`: a folder, the name of a bundled model, or `hf://owner/name[@revision]`.
+
+    Raises BundleError that says what is wrong and what exists.
+    """
+    path = _locate(ref)
+    try:
+        manifest = Manifest.from_json((path / MANIFEST).read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise BundleError(f"bundle {path} has no readable {MANIFEST}: {exc.strerror}") from exc
+    except (ConfigError, ValueError) as exc:
+        raise BundleError(f"{path / MANIFEST}: {exc}") from exc
+    return Bundle(path, manifest)
+
+
+def _locate(ref: str) -> Path:
+    if ref.startswith(HUB_PREFIX):
+        return _download(ref)
+    if ref in bundled_names():
+        return BUNDLED / ref
+    path = Path(ref).expanduser()
+    if not path.is_dir():
+        known = ", ".join(bundled_names()) or "none"
+        raise BundleError(
+            f"no bundle {ref!r}: it is neither a folder nor a bundled model ({known}) nor hf://owner/name"
+        )
+    return path
+
+
+def _download(ref: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError as exc:
+        raise BundleError(f"{ref}: the package huggingface_hub is needed to load from the Hub") from exc
+    name, _, revision = ref.removeprefix(HUB_PREFIX).partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as exc:
+        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        raise BundleError(f"{ref} cannot be loaded from the Hub: {reason}") from exc

@@ -1,0 +1,46 @@
+"""Write a bundle: weights first, the manifest with their digests last, so that a cut-off write is never loadable."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models.bundle import MANIFEST, Bundle, Manifest, file_digest
+from models.errors import BundleError
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def write_bundle(
+    path: Path, manifest: Manifest, weights: Mapping[str, Mapping[str, Tensor]], precision: str = "fp32"
+) -> Bundle:
+    """Write the folder `path`; `weights` maps file names to state dicts, stored in `precision`.
+
+    An existing bundle at `path` is replaced as a whole; another non-empty folder is refused.
+    """
+    if path.exists() and any(path.iterdir()) and not (path / MANIFEST).exists():
+        raise BundleError(f"{path} exists and is no bundle; give an empty or a new folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
+        folder = Path(temporary) / "bundle"
+        folder.mkdir()
+        for name, tensors in weights.items():
+            save_file({key: _stored(value, precision) for key, value in tensors.items()}, folder / name)
+        files = {name: file_digest(folder / name) for name in weights}
+        (folder / MANIFEST).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")
+        if path.exists():
+            shutil.rmtree(path)
+        folder.replace(path)
+    return Bundle(path, replace(manifest, files=files))
+
+
+def _stored(value: Tensor, precision: str) -> Tensor:
+    value = value.detach().cpu().contiguous()
+    return value.to(DTYPES[precision]) if value.is_floating_point() else value

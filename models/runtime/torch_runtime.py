@@ -1,0 +1,134 @@
+"""The models in PyTorch, on CPU or CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.bundle import GENERATOR_WEIGHTS, TOKENIZER_WEIGHTS, Bundle
+from models.checkpoint import load_into, read_weights
+from models.config import GeneratorConfig
+from models.errors import RuntimeUnavailable
+from models.generator import LfqBert
+from models.runtime.base import Integers, Pixels, StepBatch, StepResult, bucket_for
+from models.sampler import StepInputs, step
+from models.tokenizer import ConvTokenizer
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Rows are work on a CPU and nearly free on a GPU that is not full: hence finer steps for the former.
+CPU_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+CUDA_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+STRICT_BUCKET = 4
+
+
+def choose_device(name: str) -> torch.device:
+    """The device `name`; `auto` is CUDA where there is one, else the CPU."""
+    if name not in ("auto", "cpu", "cuda") and not name.startswith("cuda:"):
+        raise RuntimeUnavailable(f"device is {name!r}; allowed are auto, cpu, cuda and cuda:<number>")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RuntimeUnavailable(f"device {name!r}: PyTorch sees {torch.cuda.device_count()} CUDA GPUs; use auto or cpu")
+    return device
+
+
+class TorchRuntime:
+    """Runtime of a bundle in PyTorch.
+
+    `precision` concerns the generator (`auto`: bf16 on CUDA, fp32 on CPU); the tokenizer stays in fp32, because a
+    bit is the sign of a latent. With `strict` every network call has one and the same number of rows, so that a
+    row's tokens are bit-equal in any company.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self, bundle: Bundle, *, device: str = "auto", precision: str = "auto", strict: bool = False
+    ) -> None:
+        self.device = choose_device(device)
+        self.precision = ("bf16" if self.device.type == "cuda" else "fp32") if precision == "auto" else precision
+        if self.precision not in DTYPES:
+            raise RuntimeUnavailable(f"precision is {precision!r}; allowed are auto, {', '.join(DTYPES)}")
+        usual = CUDA_BUCKETS if self.device.type == "cuda" else CPU_BUCKETS
+        self.buckets = (STRICT_BUCKET,) if strict else usual
+        manifest = bundle.manifest
+        self.image_size, self.grid = manifest.image_size, manifest.grid
+        self.tokenizer = ConvTokenizer(manifest.tokenizer)
+        self._prepare(self.tokenizer, bundle, TOKENIZER_WEIGHTS)
+        self.generator: LfqBert | None = None
+        if manifest.generator is not None:
+            self.generator = LfqBert(manifest.generator)
+            self._prepare(self.generator, bundle, GENERATOR_WEIGHTS)
+            self.generator.to(DTYPES[self.precision])
+
+    def _prepare(self, network: torch.nn.Module, bundle: Bundle, file: str) -> None:
+        path = bundle.weights_file(file)
+        load_into(network, read_weights(path), path)
+        network.to(self.device).eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def encode(self, images: Pixels) -> Integers:
+        """Token indices i64 (B, h, w) of pictures u8 (B, H, W, 3)."""
+        pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 255
+        indices = self._bucketed(lambda x: self.tokenizer.encode(x).indices, pixels)
+        return indices.cpu().numpy()
+
+    @torch.inference_mode()
+    def decode(self, indices: Integers) -> Pixels:
+        """Pictures u8 (B, H, W, 3) of token indices i64 (B, h, w)."""
+        pixels = self._bucketed(self.tokenizer.decode_indices, torch.from_numpy(indices).to(self.device))
+        # round-to-nearest of the clamped picture, as PNG writers of [0, 1] floats do
+        return (pixels.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+    @torch.inference_mode()
+    def step(self, batch: StepBatch) -> StepResult:
+        """One sampling step for all rows of `batch`; rows without guidance cost no unconditional pass."""
+        config = self._generator_config()
+        order = np.argsort(batch.guidance_scale == 0, kind="stable")
+        ordered = batch.take(order)
+        guided = int(np.count_nonzero(ordered.guidance_scale))
+        inputs = StepInputs(
+            **{f.name: torch.from_numpy(getattr(ordered, f.name)).to(self.device) for f in fields(ordered)}
+        )
+        tokens, drawn = step(self._logits, inputs, guided, config.group_codes, config.nclass)
+        back = np.argsort(order)
+        return StepResult(tokens.cpu().numpy()[back], drawn.cpu().numpy()[back])
+
+    def _generator_config(self) -> GeneratorConfig:
+        if self.generator is None:
+            raise RuntimeUnavailable("this bundle has no generator: it tokenizes and detokenizes only")
+        return self.generator.config
+
+    def _logits(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        assert self.generator is not None
+        return self._bucketed(self.generator, tokens, labels)
+
+    def _bucketed(self, network: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """`network` over all rows of `inputs`, in calls padded to bucket sizes by repeating the last row."""
+        rows, largest = len(inputs[0]), self.buckets[-1]
+        parts = []
+        for start in range(0, rows, largest):
+            chunk = [x[start : start + largest] for x in inputs]
+            count = len(chunk[0])
+            missing = bucket_for(count, self.buckets) - count
+            if missing:
+                chunk = [torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) for x in chunk]
+            parts.append(network(*chunk)[:count])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def warm_up(self) -> None:
+        """Run every bucket once, so that the first request meets no slow start."""
+        for rows in self.buckets:
+            side = self.image_size
+            self.decode(self.encode(np.zeros((rows, side, side, 3), dtype=np.uint8)))
+            if self.generator is not None:
+                config = self.generator.config
+                shape = (rows, config.num_tokens, config.codebook_splits)
+                with torch.inference_mode():
+                    tokens = torch.full(shape, config.group_codes, device=self.device)
+                    self._logits(tokens, torch.zeros(rows, dtype=torch.int64, device=self.device))

@@ -1,0 +1,339 @@
+"""The step-level engine: schedule, step, finish.
+
+At every turn it drops what nobody wants any more, admits what waits, runs one batch of tokenize and detokenize work,
+then one sampling step over all active pictures, whatever step each is at. No picture waits for another's last step.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from models import bits
+from models.bundle import Manifest
+from models.config import GeneratorConfig
+from models.errors import InputError, MaskBitError
+from models.noise import step_uniforms
+from models.runtime.base import Integers, Pixels, Runtime, StepBatch
+from models.schedule import plan_steps
+from service.errors import JobFailed
+from service.payloads import DetokenizeJob, GenerateJob, TokenizeJob
+from service.scheduler import Row, SlotTable, masked_tokens
+from service.telemetry import WorkerMetrics
+
+log = logging.getLogger(__name__)
+
+CODEC_IMAGES = 16  # pictures that are encoded or decoded between two steps
+
+
+@dataclass(eq=False)
+class Task:
+    """One job inside the engine: the single mutable record of a request."""
+
+    id: str
+    request: GenerateJob | TokenizeJob | DetokenizeJob
+    solo: bool = False
+    pictures: dict[int, Pixels] = field(default_factory=dict)
+    grids: dict[int, Integers] = field(default_factory=dict)
+    started_s: float = 0.0
+
+
+class Listener(Protocol):
+    """Where the engine reports; called from the engine's thread, so every method must return quickly."""
+
+    def progressed(self, task: Task, row: Row, preview: Pixels | None) -> None:
+        """One step of one picture is done."""
+
+    def completed(self, task: Task) -> None:
+        """`task.grids` (and `task.pictures`, but for tokenize) are complete."""
+
+    def failed(self, task: Task, error: MaskBitError) -> None:
+        """The task cannot be done."""
+
+
+class Engine:
+    """Owns the slot table and the runtime. `submit` and `drop` may be called from any thread, `turn` from one."""
+
+    def __init__(
+        self, runtime: Runtime, manifest: Manifest, slots: int, listener: Listener, metrics: WorkerMetrics
+    ) -> None:
+        self.runtime = runtime
+        self.manifest = manifest
+        self.listener = listener
+        self.metrics = metrics
+        self.turns = 0
+        self._table = SlotTable(slots)
+        self._codec: deque[Task] = deque()
+        self._tasks: dict[str, Task] = {}
+        self._arrivals: deque[Task] = deque()
+        self._unwanted: deque[str] = deque()
+        self._wake = threading.Condition()
+        metrics.slots_total.set(slots)
+
+    # -- any thread ------------------------------------------------------------------------------------------
+
+    def submit(self, task: Task) -> None:
+        """Hand over a task."""
+        with self._wake:
+            self._arrivals.append(task)
+            self._wake.notify_all()
+
+    def drop(self, task_ids: Iterable[str]) -> None:
+        """Forget tasks that were cancelled, expired or lost; their rows leave before the next step."""
+        with self._wake:
+            self._unwanted.extend(task_ids)
+            self._wake.notify_all()
+
+    def capacity(self) -> tuple[int, bool]:
+        """(pictures that can start at once, whether a tokenize or detokenize job can)."""
+        with self._wake:
+            generating = sum(isinstance(task.request, GenerateJob) for task in self._arrivals)
+            coding = len(self._arrivals) - generating + len(self._codec)
+            solo = any(task.solo for task in self._arrivals)
+            return (0 if generating or solo else self._table.free), coding < CODEC_IMAGES and not solo
+
+    def wait_for_capacity(self, timeout_s: float) -> tuple[int, bool]:
+        """`capacity` as soon as there is any, at the latest after `timeout_s`."""
+        with self._wake:
+            self._wake.wait_for(lambda: any(self.capacity()), timeout_s)
+            return self.capacity()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no task is known."""
+        with self._wake:
+            return not self._arrivals and not self._tasks
+
+    def wait_for_work(self, timeout_s: float) -> None:
+        """Return when there is something to do, at the latest after `timeout_s`."""
+        with self._wake:
+            self._wake.wait_for(lambda: bool(self._arrivals or self._unwanted or self._tasks), timeout_s)
+
+    # -- the engine's thread ---------------------------------------------------------------------------------
+
+    def turn(self) -> None:
+        """One round: schedule, codec batch, one sampling step, finish."""
+        rows = self.schedule()
+        self.run_codec()
+        if rows:
+            self.step(rows)
+            self.finish()
+        self.turns += 1
+
+    def schedule(self) -> list[Row]:
+        """Take in arrivals, drop the unwanted, admit; returns the rows of the next step."""
+        with self._wake:
+            arrivals = list(self._arrivals)
+            self._arrivals.clear()
+            for task in arrivals:
+                self._accept(task)
+            while self._unwanted:
+                self._remove(self._unwanted.popleft())
+            rows = list(self._table.admit())
+            self._wake.notify_all()
+        self.metrics.slots_active.set(len(rows))
+        return rows
+
+    def _accept(self, task: Task) -> None:
+        task.started_s = time.monotonic()
+        self._tasks[task.id] = task
+        if isinstance(task.request, GenerateJob):
+            try:
+                self._table.add(self._rows(task, task.request), solo=task.solo)
+            except MaskBitError as exc:
+                self._fail(task, exc)
+        else:
+            self._codec.append(task)
+
+    def _generator(self) -> GeneratorConfig:
+        if self.manifest.generator is None:
+            raise InputError(f"the bundle {self.manifest.name} has no generator; it tokenizes and detokenizes only")
+        return self.manifest.generator
+
+    def _rows(self, task: Task, request: GenerateJob) -> list[Row]:
+        config = self._generator()
+        shape = (config.num_tokens, config.codebook_splits)
+        plans = plan_steps(request.sampling, shape[0] * shape[1])
+        if wrong := [k for k in request.class_ids if not 0 <= k < config.nclass]:
+            raise InputError(f"class {wrong[0]} is unknown; allowed are 0 to {config.nclass - 1}")
+        return [
+            Row(task.id, image, label, seed, plans, masked_tokens(shape, config.group_codes))
+            for image, (label, seed) in enumerate(zip(request.class_ids, request.seeds, strict=True))
+        ]
+
+    def _remove(self, task_id: str) -> None:
+        if self._tasks.pop(task_id, None) is None:
+            return
+        self._codec = deque(task for task in self._codec if task.id != task_id)
+        rows = self._table.remove(task_id)
+        self.metrics.steps_saved.inc(sum(row.steps_left for row in rows))
+
+    def _fail(self, task: Task, error: MaskBitError) -> None:
+        self._tasks.pop(task.id, None)
+        self._table.remove(task.id)
+        self.listener.failed(task, error)
+
+    def step(self, rows: Sequence[Row]) -> None:
+        """One sampling step of `rows`. If it raises, each task is tried by itself, so that only the guilty fail."""
+        try:
+            self._step(rows)
+        except Exception as exc:
+            if is_fatal(exc):
+                raise
+            tasks = {row.task_id for row in rows}
+            if len(tasks) == 1:
+                log.exception("task %s cannot be drawn", rows[0].task_id)
+                with self._wake:
+                    self._fail(self._tasks[rows[0].task_id], JobFailed("drawing this picture failed in the model"))
+                return
+            for task_id in tasks:
+                self.step([row for row in rows if row.task_id == task_id])
+
+    def _step(self, rows: Sequence[Row]) -> None:
+        started = time.perf_counter()
+        result = self.runtime.step(step_batch(rows))
+        bucket = len(rows) + sum(row.plan.guidance_scale != 0 for row in rows)
+        self.metrics.step_seconds.labels(str(bucket)).observe(time.perf_counter() - started)
+        self.metrics.step_rows.observe(len(rows))
+        for row, tokens, drawn in zip(rows, result.tokens, result.drawn, strict=True):
+            row.step += 1
+            row.tokens = drawn if row.finished else tokens
+        self._report(rows, result.drawn)
+
+    def _report(self, rows: Sequence[Row], drawn: Integers) -> None:
+        followed = [(k, row) for k, row in enumerate(rows) if self._request(row).events and not row.finished]
+        shown = [
+            k
+            for k, row in followed
+            if (every := self._request(row).preview_every) and row.step % every == 0
+        ]
+        previews = dict(zip(shown, self._decode_groups(drawn[shown]), strict=True)) if shown else {}
+        for k, row in followed:
+            self.listener.progressed(self._tasks[row.task_id], row, previews.get(k))
+
+    def _request(self, row: Row) -> GenerateJob:
+        request = self._tasks[row.task_id].request
+        assert isinstance(request, GenerateJob)
+        return request
+
+    def finish(self) -> None:
+        """Decode the rows whose last step is done and complete the tasks that have all their pictures."""
+        with self._wake:
+            rows = self._table.take_finished()
+            self._wake.notify_all()
+        if not rows:
+            return
+        grids = self._join(np.stack([row.tokens for row in rows]))
+        wanted = [k for k, row in enumerate(rows) if self._request(row).format != "tokens"]
+        pictures = dict(zip(wanted, self._decode(grids[wanted]), strict=True)) if wanted else {}
+        for k, row in enumerate(rows):
+            task = self._tasks[row.task_id]
+            task.grids[row.image] = grids[k]
+            if k in pictures:
+                task.pictures[row.image] = pictures[k]
+            if len(task.grids) == len(self._request(row).seeds):
+                self._complete(task)
+        self.metrics.images.inc(len(rows))
+
+    def _complete(self, task: Task) -> None:
+        with self._wake:
+            del self._tasks[task.id]
+            self._wake.notify_all()
+        self.listener.completed(task)
+
+    def _join(self, groups: Integers) -> Integers:
+        side = self.manifest.grid
+        return bits.join_groups(groups, self.manifest.tokenizer.bits).reshape(len(groups), side, side)
+
+    def _decode_groups(self, groups: Integers) -> Pixels:
+        return self._decode(self._join(groups))
+
+    def _decode(self, grids: Integers) -> Pixels:
+        with self.metrics.decode_seconds.time():
+            return self.runtime.decode(grids)
+
+    def run_codec(self) -> None:
+        """One bounded batch of tokenize and detokenize tasks, those of one kind in one network call."""
+        with self._wake:
+            batch: list[Task] = []
+            count = 0
+            while self._codec and (not batch or count + _images(self._codec[0]) <= CODEC_IMAGES):
+                batch.append(self._codec.popleft())
+                count += _images(batch[-1])
+        for kind in (TokenizeJob, DetokenizeJob):
+            self._run_codec([task for task in batch if type(task.request) is kind])
+
+    def _run_codec(self, tasks: Sequence[Task]) -> None:
+        if not tasks:
+            return
+        try:
+            self._code(tasks)
+        except Exception as exc:
+            if is_fatal(exc):
+                raise
+            if len(tasks) > 1:
+                for task in tasks:
+                    self._run_codec([task])
+                return
+            log.exception("task %s cannot be run", tasks[0].id)
+            error = exc if isinstance(exc, MaskBitError) else JobFailed("the model failed on this input")
+            with self._wake:
+                self._fail(tasks[0], error)
+
+    def _code(self, tasks: Sequence[Task]) -> None:
+        counts = [_images(task) for task in tasks]
+        if isinstance(tasks[0].request, TokenizeJob):
+            images = np.concatenate([task.request.images() for task in tasks])  # type: ignore[union-attr]
+            self._check_size(images)
+            with self.metrics.encode_seconds.time():
+                grids = self.runtime.encode(images)
+            pictures = None
+        else:
+            grids = np.concatenate([task.request.array() for task in tasks])  # type: ignore[union-attr]
+            bits.check_indices(grids, self.manifest.tokenizer.bits)
+            pictures = self._decode(grids)
+        start = 0
+        for task, count in zip(tasks, counts, strict=True):
+            task.grids = dict(enumerate(grids[start : start + count]))
+            if pictures is not None:
+                task.pictures = dict(enumerate(pictures[start : start + count]))
+            start += count
+            self._complete(task)
+
+    def _check_size(self, images: Pixels) -> None:
+        side = self.manifest.image_size
+        if images.shape[1] != side:
+            raise InputError(f"pictures are {images.shape[1]} pixels wide; this model reads {side}")
+
+
+def _images(task: Task) -> int:
+    """Pictures of a codec task."""
+    return len(task.request.seeds) if isinstance(task.request, GenerateJob) else task.request.count
+
+
+def step_batch(rows: Sequence[Row]) -> StepBatch:
+    """The runtime's inputs for the next step of `rows`; every row's noise is that of its own seed and step."""
+    noise = [step_uniforms(row.seed, row.step, row.tokens.shape) for row in rows]
+    plans = [row.plan for row in rows]
+    return StepBatch(
+        tokens=np.stack([row.tokens for row in rows]),
+        labels=np.array([row.label for row in rows], dtype=np.int64),
+        guidance_scale=np.array([plan.guidance_scale for plan in plans], dtype=np.float32),
+        temperature=np.array([plan.temperature for plan in plans], dtype=np.float32),
+        noise_temperature=np.array([plan.noise_temperature for plan in plans], dtype=np.float32),
+        mask_count=np.array([plan.mask_count for plan in plans], dtype=np.int64),
+        category_uniforms=np.stack([category for category, _ in noise]),
+        confidence_uniforms=np.stack([confidence for _, confidence in noise]),
+    )
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Whether the process cannot go on: a CUDA context is unusable after most of its errors."""
+    return "CUDA error" in str(error) or type(error).__name__ in ("AcceleratorError", "MemoryError")

@@ -1,0 +1,127 @@
+"""What travels through the queue: a new job, a claimed job, the view of a job, and the limits of it all."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["generate", "tokenize", "detokenize"]
+Priority = Literal["interactive", "bulk"]
+
+QUEUED = "Q"
+RUNNING = "R"
+DONE = "D"
+ERROR = "E"
+CANCELLED = "C"
+EXPIRED = "X"
+TERMINAL = frozenset({DONE, ERROR, CANCELLED, EXPIRED})
+
+
+@dataclass(frozen=True)
+class QueueLimits:
+    """Bounds of one queue; every process of a deployment should be given the same."""
+
+    open_jobs: int = 1000
+    """Accepted jobs that are not yet terminal."""
+    tenant_jobs: int = 1000
+    """The same for one tenant."""
+    results: int = 10_000
+    """Open jobs and kept results together."""
+    payload_bytes: int = 4 << 20
+    result_bytes: int = 32 << 20
+    result_ttl_s: float = 300.0
+    """How long a result is kept."""
+    lease_s: float = 15.0
+    """A running job whose worker has been silent for so long is given to another."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A job to submit. The gateway mints `id`, so that submitting twice is the same as once."""
+
+    id: str
+    kind: Kind
+    payload: bytes
+    fingerprint: str
+    """Digest of the request; a repeated idempotency key must come with the same one."""
+    rows: int = 1
+    """Images in the job."""
+    tenant: str = "public"
+    priority: Priority = "interactive"
+    deadline_ms: int = 60_000
+    """Milliseconds from now after which nobody wants the result."""
+    idempotency_key: str | None = None
+    keep_result: bool = True
+    """False lets `JobStore.forget` drop the result before its time."""
+    wants_events: bool = False
+    """Whether the worker should publish progress."""
+
+    def __post_init__(self) -> None:
+        if not self.id or not self.tenant:
+            raise ValueError(f"id and tenant must be non-empty, got {self.id!r} and {self.tenant!r}")
+        if self.rows < 1 or self.deadline_ms < 1:
+            raise ValueError(f"rows and deadline_ms must be >= 1, got {self.rows} and {self.deadline_ms}")
+
+
+@dataclass(frozen=True)
+class ClaimedJob:
+    """One attempt at a job, held by one worker."""
+
+    id: str
+    kind: str
+    queue: str
+    """Name of the stream it came from."""
+    entry_id: str
+    attempt: int
+    solo: bool
+    """Run alone: an earlier attempt was lost, perhaps because this job kills its worker."""
+    payload: bytes
+    rows: int
+    deadline_ms: int
+    """Absolute, by the clock of Redis."""
+    wants_events: bool
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A job as its submitter sees it. Times are ms since the epoch by the clock of Redis, 0 if not yet."""
+
+    id: str
+    kind: str
+    state: str
+    tenant: str
+    position: int | None
+    """Jobs ahead of it in its queue, None unless it is queued."""
+    result: bytes | None
+    error_code: str | None
+    error_message: str | None
+    created_ms: int
+    started_ms: int
+    finished_ms: int
+    attempts: int
+
+    @property
+    def terminal(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.state in TERMINAL
+
+
+@dataclass(frozen=True)
+class QueueDepth:
+    """One stream: jobs that wait, jobs that run, seconds since the oldest of them was queued (0 if none)."""
+
+    waiting: int
+    running: int
+    oldest_age_s: float
+
+
+@dataclass(frozen=True)
+class Depth:
+    """All streams by short name (`interactive`, `bulk`, `codec`), open jobs and kept results."""
+
+    queues: dict[str, QueueDepth]
+    open: int
+    results: int

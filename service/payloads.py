@@ -1,0 +1,115 @@
+"""What a job carries through the queue and what comes back: msgpack maps of small, bounded values.
+
+Both sides are ours, so a malformed payload is a bug or a foreign writer: it raises JobFailed instead of a stack
+trace. Pictures travel as raw RGB bytes, token grids as little-endian int32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from models.config import SamplingConfig, from_mapping
+from models.errors import ConfigError
+from service.errors import JobFailed
+
+PICTURE_FORMATS = ("png", "jpeg", "webp")
+GENERATE_FORMATS = (*PICTURE_FORMATS, "tokens", "npy")
+
+T = TypeVar("T", bound="Payload")
+
+
+@dataclass(frozen=True)
+class Payload:
+    """Base of everything below: `pack` and `unpack` are each other's inverse."""
+
+    def pack(self) -> bytes:
+        """Bytes for the queue."""
+        packed: bytes = msgpack.packb(asdict(self))
+        return packed
+
+    @classmethod
+    def unpack(cls: type[T], data: bytes) -> T:
+        """Parse what `pack` made; JobFailed for anything else."""
+        try:
+            return cls._from_values(msgpack.unpackb(data))
+        except (ValueError, TypeError, KeyError, ConfigError, msgpack.exceptions.UnpackException) as exc:
+            raise JobFailed(f"the queue held a malformed {cls.__name__}") from exc
+
+    @classmethod
+    def _from_values(cls: type[T], values: dict[str, Any]) -> T:
+        return from_mapping(cls, values)
+
+
+@dataclass(frozen=True)
+class GenerateJob(Payload):
+    """Pictures to draw, one per entry of `class_ids` and `seeds`; `events` asks for progress messages."""
+
+    class_ids: tuple[int, ...]
+    seeds: tuple[int, ...]
+    sampling: SamplingConfig
+    format: str
+    events: bool = False
+    preview_every: int = 0
+
+    @classmethod
+    def _from_values(cls, values: dict[str, Any]) -> GenerateJob:
+        values["sampling"] = from_mapping(SamplingConfig, values["sampling"])
+        return from_mapping(cls, values)
+
+
+@dataclass(frozen=True)
+class TokenizeJob(Payload):
+    """`count` pictures u8 (count, size, size, 3), decoded, checked and fitted by the gateway."""
+
+    count: int
+    size: int
+    pixels: bytes
+
+    @classmethod
+    def of(cls, images: NDArray[np.uint8]) -> TokenizeJob:
+        """A job for `images` u8 (count, size, size, 3)."""
+        return cls(len(images), images.shape[1], images.tobytes())
+
+    def images(self) -> NDArray[np.uint8]:
+        """The pictures as an array u8 (count, size, size, 3)."""
+        return np.frombuffer(self.pixels, dtype=np.uint8).reshape(self.count, self.size, self.size, 3)
+
+
+@dataclass(frozen=True)
+class TokenGrids(Payload):
+    """`count` grids of token indices (count, side, side)."""
+
+    count: int
+    side: int
+    indices: bytes
+
+    @classmethod
+    def of(cls, indices: NDArray[np.int64]) -> TokenGrids:
+        """The payload of `indices` i64 (count, side, side)."""
+        return cls(len(indices), indices.shape[1], indices.astype("<i4").tobytes())
+
+    def array(self) -> NDArray[np.int64]:
+        """The grids as i64 (count, side, side)."""
+        flat = np.frombuffer(self.indices, dtype="<i4").astype(np.int64)
+        return flat.reshape(self.count, self.side, self.side)
+
+
+@dataclass(frozen=True)
+class DetokenizeJob(TokenGrids):
+    """Token grids to turn into pictures of `format`."""
+
+    format: str = "png"
+
+
+@dataclass(frozen=True)
+class Pictures(Payload):
+    """Result of generate (any format) and detokenize: one encoded file per picture, and the work that it took."""
+
+    files: tuple[bytes, ...]
+    steps: int
+    compute_ms: float

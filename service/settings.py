@@ -1,0 +1,49 @@
+"""Settings of gateway and worker, from environment variables `MASKBIT_*`; the command line overrides them."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1 << 20
+
+
+def default_state_dir() -> Path:
+    """Folder for the embedded Redis' data, after the XDG convention."""
+    return Path("~/.local/state/maskbit").expanduser()
+
+
+class Settings(BaseSettings):
+    """Names carry units; sizes are bytes, times seconds. Unknown keyword arguments are errors."""
+
+    model_config = SettingsConfigDict(env_prefix="MASKBIT_", extra="forbid", frozen=True)
+
+    bundle: str = "fruit"
+    redis_url: str | None = None
+    state_dir: Path = Field(default_factory=default_state_dir)
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    metrics_port: int | None = Field(None, ge=0, le=65535, description="the worker's own /metrics; none by default")
+
+    max_images: int = Field(16, ge=1, le=256)
+    upload_bytes: int = Field(20 * MIB, ge=1)
+    body_bytes: int = Field(32 * MIB, ge=1, description="JSON and multipart bodies")
+    upload_pixels: int = Field(40_000_000, ge=1)
+    header_timeout_s: float = Field(10, gt=0)
+    body_timeout_s: float = Field(30, gt=0)
+    decoders: int = Field(1, ge=1, le=64, description="processes that decode uploads")
+
+    open_jobs: int = Field(1000, ge=1)
+    tenant_jobs: int = Field(1000, ge=1)
+    result_ttl_s: float = Field(600, gt=0)
+    lease_s: float = Field(15, gt=0)
+
+    runtime: Literal["auto", "torch", "noop"] = "auto"
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    deterministic: Literal["default", "strict"] = "default"
+    slots: int = Field(16, ge=1, le=1024, description="pictures that a worker draws at the same time")
+    threads: int = Field(0, ge=0, description="CPU threads of a worker; 0 = PyTorch's choice")
+    drain_s: float = Field(25, ge=0, description="time for running jobs after SIGTERM before they are released")
