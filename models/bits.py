@@ -27,11 +27,12 @@ def to_bits(indices: Indices, bits: int) -> NDArray[np.uint8]:
 
 def from_bits(values: NDArray[np.uint8]) -> Indices:
     """Indices (...) of a 0/1 array (..., bits), bit 0 first."""
-    return (values.astype(np.int64) << np.arange(values.shape[-1])).sum(-1)
+    indices: Indices = (values.astype(np.int64) << np.arange(values.shape[-1])).sum(-1)
+    return indices
 
 
 def split_groups(indices: Indices, bits: int, splits: int) -> Indices:
-    """Groups (..., splits) of `indices` (...): group g holds bits g*b to g*b + b - 1 with b = bits / splits."""
+    """Groups (..., splits) of `indices` (...): group g holds bits g*b to g*b + b-1 with b = bits / splits."""
     check_indices(indices, bits)
     width = bits // splits
     return (indices[..., None] >> (np.arange(splits) * width)) & ((1 << width) - 1)
@@ -41,7 +42,8 @@ def join_groups(groups: Indices, bits: int) -> Indices:
     """Indices (...) of `groups` (..., splits)."""
     splits = groups.shape[-1]
     check_indices(groups, bits // splits)
-    return (groups << (np.arange(splits) * (bits // splits))).sum(-1)
+    indices: Indices = (groups << (np.arange(splits) * (bits // splits))).sum(-1)
+    return indices
 
 
 def to_strings(indices: Indices, bits: int) -> list[list[str]]:
@@ -51,6 +53,10 @@ def to_strings(indices: Indices, bits: int) -> list[list[str]]:
 
 def from_strings(rows: list[list[str]], bits: int) -> Indices:
     """Indices (h, w) of rows of bit strings, bit 0 first."""
+    if len({len(row) for row in rows}) != 1 or not rows[0]:
+        raise InputError(
+            f"rows have {[len(row) for row in rows][:40]} tokens; all need the same number, at least 1"
+        )
     for row in rows:
         for token in row:
             if len(token) != bits or set(token) - {"0", "1"}:
@@ -59,7 +65,7 @@ def from_strings(rows: list[list[str]], bits: int) -> Indices:
 
 
 def pack(indices: Indices, bits: int) -> bytes:
-    """All bits of `indices` in row order, bit 0 of a token first, eight to a byte from its least significant bit."""
+    """All bits of `indices` in row order, bit 0 of a token first, filling each byte from its lowest bit."""
     return np.packbits(to_bits(indices, bits).ravel(), bitorder="little").tobytes()
 
 
@@ -68,6 +74,8 @@ def unpack(data: bytes, shape: tuple[int, ...], bits: int) -> Indices:
     count = int(np.prod(shape)) * bits
     expected = -(-count // 8)
     if len(data) != expected:
-        raise InputError(f"packed tokens hold {len(data)} bytes; {shape} tokens of {bits} bits take {expected}")
+        raise InputError(
+            f"packed tokens hold {len(data)} bytes; {shape} tokens of {bits} bits take {expected}"
+        )
     flat = np.unpackbits(np.frombuffer(data, dtype=np.uint8), count=count, bitorder="little")
     return from_bits(flat.reshape(*shape, bits))

@@ -7,13 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from models.config import GeneratorConfig, SamplingConfig, TokenizerConfig, from_mapping, require
+from models.config import (
+    GeneratorConfig,
+    SamplingConfig,
+    TokenizerConfig,
+    from_mapping,
+    require,
+    require_positive,
+)
 from models.errors import BundleError, ConfigError
 
 FORMAT_VERSION = 1
@@ -44,6 +52,9 @@ class Manifest:
             self.format_version == FORMAT_VERSION,
             f"format_version is {self.format_version}; this version reads {FORMAT_VERSION}",
         )
+        require_positive(self, "image_size")
+        for name in self.files:
+            require(_stays_inside(name), f"files lists {name!r}; only paths inside the bundle are allowed")
         require(
             self.image_size % self.tokenizer.stride == 0,
             f"image_size is {self.image_size}; the tokenizer needs a multiple of {self.tokenizer.stride}",
@@ -52,8 +63,8 @@ class Manifest:
         if generator is None:
             return
         require(
-            generator.bits == self.tokenizer.bits,
-            f"generator reads {generator.bits}-bit tokens, the tokenizer makes {self.tokenizer.bits}-bit ones",
+            1 << generator.bits == self.tokenizer.num_codes,
+            f"generator draws {generator.bits} bits a token, tokenizer has {self.tokenizer.num_codes} codes",
         )
         require(
             (generator.img_size, generator.input_stride) == (self.image_size, self.tokenizer.stride),
@@ -81,7 +92,9 @@ class Manifest:
         if not isinstance(values, dict):
             raise ConfigError("it must hold one JSON object")
         if values.get("format_version") != FORMAT_VERSION:
-            raise ConfigError(f"format_version is {values.get('format_version')!r}; this version reads {FORMAT_VERSION}")
+            raise ConfigError(
+                f"format_version is {values.get('format_version')!r}; this version reads {FORMAT_VERSION}"
+            )
         parts: dict[str, type[Any]] = {
             "tokenizer": TokenizerConfig,
             "generator": GeneratorConfig,
@@ -102,7 +115,7 @@ class Bundle:
 
     @cached_property
     def revision(self) -> str:
-        """First 12 hexadecimal digits of the manifest's SHA-256, which covers all files through their digests."""
+        """First 12 hexadecimal digits of the manifest's SHA-256, which covers the files by their digests."""
         return hashlib.sha256((self.path / MANIFEST).read_bytes()).hexdigest()[:12]
 
     @property
@@ -114,14 +127,23 @@ class Bundle:
         """Path of the weights `name` after its digest was checked; BundleError when missing or damaged."""
         path = self.path / name
         if name not in self.manifest.files:
-            raise BundleError(f"bundle {self.path} has no {name}; it holds {', '.join(self.manifest.files) or 'no files'}")
+            raise BundleError(
+                f"bundle {self.path} has no {name}; it holds {', '.join(self.manifest.files) or 'no files'}"
+            )
         try:
             digest = file_digest(path)
         except OSError as exc:
             raise BundleError(f"{path} cannot be read: {exc.strerror}") from exc
         if digest != self.manifest.files[name]:
-            raise BundleError(f"{path} is damaged: its SHA-256 is {digest}, the manifest says {self.manifest.files[name]}")
+            raise BundleError(
+                f"{path} is damaged: its SHA-256 is {digest}, the manifest says {self.manifest.files[name]}"
+            )
         return path
+
+
+def _stays_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\\" not in name
 
 
 def file_digest(path: Path) -> str:
@@ -145,7 +167,7 @@ def open_bundle(ref: str) -> Bundle:
         manifest = Manifest.from_json((path / MANIFEST).read_text(encoding="utf-8"))
     except OSError as exc:
         raise BundleError(f"bundle {path} has no readable {MANIFEST}: {exc.strerror}") from exc
-    except (ConfigError, ValueError) as exc:
+    except (ConfigError, ValueError, RecursionError) as exc:
         raise BundleError(f"{path / MANIFEST}: {exc}") from exc
     return Bundle(path, manifest)
 
@@ -155,13 +177,14 @@ def _locate(ref: str) -> Path:
         return _download(ref)
     if ref in bundled_names():
         return BUNDLED / ref
-    path = Path(ref).expanduser()
-    if not path.is_dir():
+    # os.path says no where pathlib raises: the home of an unknown user, a name that is too long.
+    path = os.path.expanduser(ref)
+    if not os.path.isdir(path):
         known = ", ".join(bundled_names()) or "none"
         raise BundleError(
             f"no bundle {ref!r}: it is neither a folder nor a bundled model ({known}) nor hf://owner/name"
         )
-    return path
+    return Path(path)
 
 
 def _download(ref: str) -> Path:

@@ -1,4 +1,4 @@
-"""Write a bundle: weights first, the manifest with their digests last, so that a cut-off write is never loadable."""
+"""Write a bundle: weights first, the manifest with their digests last: a cut-off write is never loadable."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write_bundle(
 
     An existing bundle at `path` is replaced as a whole; another non-empty folder is refused.
     """
-    if path.exists() and any(path.iterdir()) and not (path / MANIFEST).exists():
+    if path.exists() and not (path / MANIFEST).exists() and not (path.is_dir() and not any(path.iterdir())):
         raise BundleError(f"{path} exists and is no bundle; give an empty or a new folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:

@@ -1,14 +1,13 @@
-"""Weights from published .bin, .ckpt, .pt or .safetensors files into our modules: strictly, without running code."""
+"""Weights of published .bin, .ckpt, .pt or .safetensors files for our modules: strictly, running no code."""
 
 from __future__ import annotations
 
 import pickle
-import zipfile
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ Weights = Mapping[str, Tensor]
 # Buffers of published files that follow from the configuration.
 DERIVED = ("bits_to_indices", "quantize.bits_to_indices", "quantize.codebook")
 NESTS = ("state_dict", "model", "module")
+WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # data parallel and compiled modules
 SHOWN_KEYS = 5  # keys of each kind that an error message lists
 
 
@@ -29,24 +29,31 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     try:
         content = (
-            load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
         )
     except FileNotFoundError as exc:
         raise CheckpointError(f"{path}: no such file") from exc
-    except (
-        OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError, zipfile.BadZipFile
-    ) as exc:
-        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+    except pickle.UnpicklingError as exc:
+        # PyTorch's own message advises to switch the protection off.
+        raise CheckpointError(
+            f"{path}: it is damaged or holds Python objects beside tensors, which are not loaded, "
+            "since they could run code"
+        ) from exc
+    except Exception as exc:
+        # A damaged file makes the readers raise nearly anything: IndexError, struct.error, AssertionError
+        reason = " ".join([type(exc).__name__, *str(exc).strip().splitlines()[:1]])
         raise CheckpointError(f"{path}: not a readable weights file ({reason})") from exc
     return {
-        key: value.float() if value.is_floating_point() else value for key, value in _flatten(content, path).items()
+        key: value.float() if value.is_floating_point() else value
+        for key, value in _flatten(content, path).items()
     }
 
 
 def _flatten(content: object, path: Path) -> dict[str, Tensor]:
-    for nest in NESTS:
-        if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
-            content = content[nest]
+    while isinstance(content, Mapping) and (nest := next(_nests(content), None)):
+        content = content[nest]
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(f"{path}: expected a mapping of names to tensors, got {type(content).__name__}")
     strangers = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
@@ -55,16 +62,14 @@ def _flatten(content: object, path: Path) -> dict[str, Tensor]:
     return {str(key): value for key, value in content.items()}
 
 
+def _nests(content: Mapping[str, object]) -> Iterator[str]:
+    return (nest for nest in NESTS if isinstance(content.get(nest), Mapping))
+
+
 def renamed(weights: Weights) -> dict[str, Tensor]:
-    """Keys as our modules name them: without data-parallel or compile prefixes; `token_emb` means `input_proj`."""
-    result = {}
-    for key, value in weights.items():
-        for prefix in ("module.", "_orig_mod."):
-            key = key.removeprefix(prefix)
-        if key.startswith("token_emb."):
-            key = "input_proj." + key.removeprefix("token_emb.")
-        result[key] = value
-    return result
+    """Keys as our modules name them: without prefixes of wrappers; `token_emb` means `input_proj`."""
+    plain = {WRAPPERS.sub("", key): value for key, value in weights.items()}
+    return {re.sub(r"^token_emb\.", "input_proj.", key): value for key, value in plain.items()}
 
 
 def load_into(module: nn.Module, weights: Weights, source: object) -> None:

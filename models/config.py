@@ -1,13 +1,15 @@
-"""Configurations of tokenizer, generator and sampling: frozen, checked on construction, standard library only.
+"""Configurations of tokenizer, generator and sampling: frozen, checked when built, standard library only.
 
-Field names of the two networks are those of the published YAML files, so that a published config loads as it is.
+Field names of the two networks are those of the published YAML files.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from models.errors import ConfigError
 
@@ -15,17 +17,45 @@ T = TypeVar("T")
 
 MASK_SCHEDULES = ("arccos", "cosine", "linear", "square", "root")
 GUIDANCE_ANNEALINGS = ("none", "linear", "cosine")
+MAX_BITS = 24
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Build the dataclass `cls` from `values`; an unknown or a missing key is a ConfigError that names it."""
-    known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
+    """Build the dataclass `cls` from parsed JSON or YAML, where a list stands for a tuple.
+
+    ConfigError names a key that is unknown, missing or of another type than its field.
+    """
+    known = {field.name: field.type for field in fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(values) - set(known)):
         raise ConfigError(f"{cls.__name__}: unknown {', '.join(unknown)}; allowed are {', '.join(known)}")
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    hints = get_type_hints(cls)
+    for key, value in given.items():
+        if not _fits(value, hints[key]):
+            raise ConfigError(f"{cls.__name__}: {key} is {str(value)[:80]!r}; its type is {known[key]}")
     try:
-        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+        return cls(**given)
     except TypeError as exc:
         raise ConfigError(f"{cls.__name__}: {exc}") from exc
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether `value` has the annotated type: an int is a float too, booleans and NaN are no numbers."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin is UnionType:
+        return any(_fits(value, part) for part in parts)
+    if origin is tuple:
+        wanted = parts[:1] * len(value) if isinstance(value, tuple) and parts[-1] is Ellipsis else parts
+        return isinstance(value, tuple) and len(value) == len(wanted) and all(map(_fits, value, wanted))
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(_fits(item, parts[1]) for item in value.values())
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint is bool
+    if hint is float:
+        return isinstance(value, int | float) and abs(value) <= sys.float_info.max
+    return isinstance(value, hint)
 
 
 def require(condition: bool, message: str) -> None:
@@ -46,10 +76,11 @@ def require_positive(config: object, *names: str) -> None:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Convolutional tokenizer (MaskBit paper, section 3.1). `token_size` is K, the bits of a token, when lookup-free.
+    """Convolutional tokenizer (MaskBit paper, section 3.1).
 
-    `norm_groups` is ours: with 32 groups on 32 channels GroupNorm normalises every channel by itself and erases
-    flat colour, so small models use fewer groups.
+    `token_size` is the number of latent channels: K, the bits of a token, when lookup-free. `norm_groups`
+    is ours: with 32 groups on 32 channels GroupNorm normalises every channel by itself and erases flat
+    colour, so small models use fewer groups.
     """
 
     model_class: str = "vqgan+"
@@ -72,7 +103,14 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         require_positive(
-            self, "num_channels", "hidden_channels", "num_resolutions", "num_res_blocks", "norm_groups", "token_size"
+            self,
+            "num_channels",
+            "hidden_channels",
+            "num_resolutions",
+            "num_res_blocks",
+            "norm_groups",
+            "token_size",
+            "codebook_size",
         )
         require(self.model_class == "vqgan+", f"model_class is {self.model_class!r}; allowed is 'vqgan+'")
         require(
@@ -94,7 +132,10 @@ class TokenizerConfig:
                 f"norm_groups is {self.norm_groups}; it must divide {channels} channels",
             )
         if self.quantizer_type == "lookup-free":
-            require(self.token_size <= 24, f"token_size is {self.token_size}; lookup-free tokens have 1 to 24 bits")
+            require(
+                self.token_size <= MAX_BITS,
+                f"token_size is {self.token_size}; lookup-free tokens have 1 to {MAX_BITS} bits",
+            )
         if self.num_res_blocks_decoder is not None:
             require_positive(self, "num_res_blocks_decoder")
 
@@ -105,7 +146,7 @@ class TokenizerConfig:
 
     @property
     def num_codes(self) -> int:
-        """Number of distinct token indices; a published lookup-free `codebook_size` may be stale, so it is not read."""
+        """Number of distinct token indices; `codebook_size` may be stale in published lookup-free configs."""
         return 1 << self.token_size if self.quantizer_type == "lookup-free" else self.codebook_size
 
     @property
@@ -133,9 +174,19 @@ class GeneratorConfig:
 
     def __post_init__(self) -> None:
         require_positive(
-            self, "bits", "hidden_dim", "depth", "heads", "mlp_dim", "codebook_splits", "img_size", "input_stride", "nclass"
+            self,
+            "bits",
+            "hidden_dim",
+            "depth",
+            "heads",
+            "mlp_dim",
+            "codebook_splits",
+            "img_size",
+            "input_stride",
+            "nclass",
         )
         require(self.model_cls == "lfq_bert", f"model_cls is {self.model_cls!r}; allowed is 'lfq_bert'")
+        require(self.bits <= MAX_BITS, f"bits is {self.bits}; tokens have 1 to {MAX_BITS} bits")
         require(0.0 <= self.dropout < 1.0, f"dropout is {self.dropout}; allowed is 0 <= dropout < 1")
         require(
             self.bits % self.codebook_splits == 0,
@@ -186,12 +237,16 @@ class SamplingConfig:
         require(self.guidance_scale >= 0, f"guidance_scale is {self.guidance_scale}; it must be at least 0")
         require(self.guidance_pow > 0, f"guidance_pow is {self.guidance_pow}; it must be above 0")
         require(self.temperature > 0, f"temperature is {self.temperature}; it must be above 0")
-        require(self.noise_temperature >= 0, f"noise_temperature is {self.noise_temperature}; it must be at least 0")
+        require(
+            self.noise_temperature >= 0,
+            f"noise_temperature is {self.noise_temperature}; it must be at least 0",
+        )
         require(
             self.mask_schedule in MASK_SCHEDULES,
             f"mask_schedule is {self.mask_schedule!r}; allowed are {', '.join(MASK_SCHEDULES)}",
         )
         require(
             self.guidance_annealing in GUIDANCE_ANNEALINGS,
-            f"guidance_annealing is {self.guidance_annealing!r}; allowed are {', '.join(GUIDANCE_ANNEALINGS)}",
+            f"guidance_annealing is {self.guidance_annealing!r}; "
+            f"allowed are {', '.join(GUIDANCE_ANNEALINGS)}",
         )

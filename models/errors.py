@@ -1,12 +1,12 @@
 """The error tree of everything that a caller can cause or must hear about.
 
-    MaskBitError
-    ├── ConfigError        a configuration value outside what is allowed
-    ├── BundleError        a bundle folder that is missing, damaged or of another version
-    ├── CheckpointError    weights that do not fit the network
-    ├── RuntimeUnavailable a runtime or device that this machine does not have
-    └── InputError         tokens, images or sampling parameters out of range
-    service.errors.ServiceError adds HTTP codes below the same root.
+MaskBitError
+├── ConfigError        a configuration value outside what is allowed
+├── BundleError        a bundle folder that is missing, damaged or of another version
+├── CheckpointError    weights that do not fit the network
+├── RuntimeUnavailable a runtime or device that this machine does not have
+└── InputError         tokens, images or sampling parameters out of range
+service.errors.ServiceError adds HTTP codes below the same root.
 """
 
 

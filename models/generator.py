@@ -16,7 +16,7 @@ def layer_norm(width: int) -> nn.LayerNorm:
 
 
 class MultiHeadAttention(nn.Module):
-    """Self-attention under the key names of `nn.MultiheadAttention`, computed by `scaled_dot_product_attention`."""
+    """`scaled_dot_product_attention` under the key names of `nn.MultiheadAttention`."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class LfqBert(nn.Module):
         `labels` i64 (B,) in [0, nclass]; nclass means "no class".
         """
         config = self.config
-        # A table look-up gives the b values of a group: +-1 per bit, and zeros for the mask id in its last row.
+        # A table look-up gives the b values of a group: +-1 per bit, zeros for the mask id in its last row.
         bits = F.embedding(tokens, self.bit_table).flatten(2)  # type: ignore[arg-type]
         x = torch.cat([self.input_proj(bits), self.class_emb(labels)[:, None]], dim=1) + self.pos_emb
         x = self.transformer(self.first_layer(x))

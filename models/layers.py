@@ -44,15 +44,14 @@ class ResBlock(nn.Module):
         self.conv1 = Conv2dSame(in_channels, out_channels, 3, bias=False)
         self.norm2 = GroupNorm(groups, out_channels)
         self.conv2 = Conv2dSame(out_channels, out_channels, 3, bias=False)
-        if in_channels != out_channels:
-            self.nin_shortcut = Conv2dSame(out_channels, out_channels, 1, bias=False)
-        else:
-            self.nin_shortcut = None
+        self.nin_shortcut = (
+            None if in_channels == out_channels else Conv2dSame(out_channels, out_channels, 1, bias=False)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
-        return h + (x if self.nin_shortcut is None else self.nin_shortcut(h))
+        return h + (x if self.nin_shortcut is None else self.nin_shortcut(h))  # type: ignore[no-any-return]
 
 
 class ResBlocks(nn.Module):
@@ -71,7 +70,7 @@ class ResBlocks(nn.Module):
 
 
 class DownLevel(ResBlocks):
-    """Residual blocks, then (but for the last level) a halving by strided convolution or by average pooling."""
+    """Residual blocks, then (but for the last level) a halving by strided convolution or average pooling."""
 
     def __init__(
         self, in_channels: int, out_channels: int, count: int, groups: int, *, halve: bool, with_conv: bool

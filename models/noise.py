@@ -1,10 +1,11 @@
 """The seed contract: the random numbers of (seed, step) are defined here and nowhere else (NumPy).
 
-Words come from Philox4x64-10 with the 128-bit key `seed` and the 256-bit counter whose highest 64 bits are `step`,
-as `numpy.random.Philox(key=seed, counter=[0, 0, 0, step]).random_raw()` gives them. Word j belongs to group j of the
-picture in (token, group) order. Its lower half gives the uniform that draws a category, its upper half the one for
-the confidence noise, each from 23 bits v of a 32-bit half h: v = h >> 9, u = (v + 1/2) / 2^23. Every u is exact in
-float32 and lies strictly between 0 and 1, so that log(u) and log(-log u) are finite.
+Words come from Philox4x64-10 with the 128-bit key `seed`, as
+`numpy.random.Philox(key=seed, counter=[0, 0, 0, step]).random_raw()` gives them: words 4k to 4k+3 are the
+block of the 256-bit counter (k + 1) + step * 2^192. Word j belongs to group j of the picture in (token,
+group) order. Its lower half gives the uniform that draws a category, its upper half the one for the
+confidence noise, each from 23 bits v of a 32-bit half h: v = h >> 9, u = (v + 1/2) / 2^23. Every u is exact
+in float32 and lies strictly between 0 and 1, so that log(u) and log(-log u) are finite.
 """
 
 import numpy as np

@@ -40,8 +40,8 @@ def _entropy(p: Tensor) -> Tensor:
 
 
 def _half_code_probabilities(bit_logits: Tensor) -> Tensor:
-    """Distribution over the 2^k codes of k independent bits: (n, k) log-odds -> (n, 2^k), bit 0 least significant."""
-    probabilities = torch.ones_like(bit_logits[:, :1])
+    """Distributions (n, 2^k) over the codes of k independent bits with log-odds (n, k), bit 0 the lowest."""
+    probabilities = bit_logits.new_ones(len(bit_logits), 1)
     for bit in range(bit_logits.shape[1]):
         one = torch.sigmoid(bit_logits[:, bit : bit + 1])
         zero = torch.sigmoid(-bit_logits[:, bit : bit + 1])

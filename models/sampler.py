@@ -1,4 +1,4 @@
-"""One sampling step as a pure function of logits and noise (torch, SPEC section 3), and sample() looping over it.
+"""One sampling step as a pure function of logits and noise (torch, SPEC section 3), and sample(), its loop.
 
 What depends on the step number comes in from `schedule.py`, what is random from `noise.py`: rows at different
 steps, of different step counts, share one call.
@@ -17,7 +17,9 @@ from models.config import GeneratorConfig, SamplingConfig
 from models.noise import step_uniforms
 from models.schedule import plan_steps
 
-LogitsFn = Callable[[Tensor, Tensor], Tensor]  # (tokens i64 (B, N, m), labels i64 (B,)) -> logits (B, N, m, V)
+LogitsFn = Callable[
+    [Tensor, Tensor], Tensor
+]  # (tokens i64 (B, N, m), labels i64 (B,)) -> logits (B, N, m, V)
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,13 @@ def remask(confidence: Tensor, count: Tensor) -> Tensor:
     return chosen.view_as(confidence)
 
 
-def step(logits_fn: LogitsFn, inputs: StepInputs, guided: int, mask_id: int, no_class: int) -> tuple[Tensor, Tensor]:
+def step(
+    logits_fn: LogitsFn, inputs: StepInputs, guided: int, mask_id: int, no_class: int
+) -> tuple[Tensor, Tensor]:
     """One step: (next tokens, drawn groups), both i64 (B, N, m).
 
-    Rows whose guidance scale is not 0 come first; `guided` is their number. The drawn groups of a row's last step
-    are its result.
+    Rows whose guidance scale is not 0 come first; `guided` is their number. The drawn groups of a row's last
+    step are its result.
     """
     logits = guided_logits(logits_fn, inputs.tokens, inputs.labels, inputs.guidance_scale, guided, no_class)
     drawn, log_probability = draw(logits, inputs.temperature, inputs.category_uniforms)
@@ -100,7 +104,9 @@ def sample(
     drawn = tokens
     for number, plan in enumerate(plan_steps(config, shape[0] * shape[1])):
         noise = [step_uniforms(seed, number, shape) for seed in seeds]
-        categories, confidences = (torch.from_numpy(np.stack(part)).to(device) for part in zip(*noise, strict=True))
+        categories, confidences = (
+            torch.from_numpy(np.stack(part)).to(device) for part in zip(*noise, strict=True)
+        )
         inputs = StepInputs(
             tokens=tokens,
             labels=labels,

@@ -12,7 +12,7 @@ from models.errors import InputError
 
 
 def mask_ratio(progress: np.float32, schedule: str) -> np.float32:
-    """Share of groups that stay masked at `progress` in (0, 1], in float32 as the published code computes it."""
+    """Share of groups that stay masked at `progress` in (0, 1], in float32 like the published code."""
     one = np.float32(1)
     if schedule == "arccos":
         ratio = np.arccos(progress) / np.float32(math.pi / 2)

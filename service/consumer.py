@@ -58,9 +58,13 @@ class Consumer:
         with self._lock:
             return list(self._held.values())
 
-    def close(self) -> None:
-        """Stop waiting for Redis and drop the connections."""
+    def interrupt(self) -> None:
+        """Stop waiting for a Redis that is away: calls in other threads return soon, unfinished."""
         self._closing.set()
+
+    def close(self) -> None:
+        """Drop the connections, once no other thread uses them any more."""
+        self.interrupt()
         self._redis.close()
 
     def claim(self, *, generate: bool, codec: bool, block_s: float) -> ClaimedJob | None:

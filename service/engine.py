@@ -1,7 +1,8 @@
 """The step-level engine: schedule, step, finish.
 
-At every turn it drops what nobody wants any more, admits what waits, runs one batch of tokenize and detokenize work,
-then one sampling step over all active pictures, whatever step each is at. No picture waits for another's last step.
+At every turn it drops what nobody wants any more, admits what waits, runs one batch of tokenize and
+detokenize work, then one sampling step over all active pictures, whatever step each is at. No picture waits for
+another's last step.
 """
 
 from __future__ import annotations
@@ -18,14 +19,12 @@ import numpy as np
 
 from models import bits
 from models.bundle import Manifest
-from models.config import GeneratorConfig
+from models.drawing import advance, generator_of, grids_of
 from models.errors import InputError, MaskBitError
-from models.noise import step_uniforms
-from models.runtime.base import Integers, Pixels, Runtime, StepBatch
-from models.schedule import plan_steps
+from models.runtime.base import Integers, Pixels, Runtime, bucket_for
 from service.errors import JobFailed
 from service.payloads import DetokenizeJob, GenerateJob, TokenizeJob
-from service.scheduler import Row, SlotTable, masked_tokens
+from service.scheduler import Row, SlotTable
 from service.telemetry import WorkerMetrics
 
 log = logging.getLogger(__name__)
@@ -59,7 +58,7 @@ class Listener(Protocol):
 
 
 class Engine:
-    """Owns the slot table and the runtime. `submit` and `drop` may be called from any thread, `turn` from one."""
+    """Owns slot table and runtime. `submit` and `drop` may be called from any thread, `turn` from one."""
 
     def __init__(
         self, runtime: Runtime, manifest: Manifest, slots: int, listener: Listener, metrics: WorkerMetrics
@@ -152,19 +151,10 @@ class Engine:
         else:
             self._codec.append(task)
 
-    def _generator(self) -> GeneratorConfig:
-        if self.manifest.generator is None:
-            raise InputError(f"the bundle {self.manifest.name} has no generator; it tokenizes and detokenizes only")
-        return self.manifest.generator
-
     def _rows(self, task: Task, request: GenerateJob) -> list[Row]:
-        config = self._generator()
-        shape = (config.num_tokens, config.codebook_splits)
-        plans = plan_steps(request.sampling, shape[0] * shape[1])
-        if wrong := [k for k in request.class_ids if not 0 <= k < config.nclass]:
-            raise InputError(f"class {wrong[0]} is unknown; allowed are 0 to {config.nclass - 1}")
+        config = generator_of(self.manifest)
         return [
-            Row(task.id, image, label, seed, plans, masked_tokens(shape, config.group_codes))
+            Row.start(config, request.sampling, label, seed, task_id=task.id, image=image)
             for image, (label, seed) in enumerate(zip(request.class_ids, request.seeds, strict=True))
         ]
 
@@ -181,7 +171,7 @@ class Engine:
         self.listener.failed(task, error)
 
     def step(self, rows: Sequence[Row]) -> None:
-        """One sampling step of `rows`. If it raises, each task is tried by itself, so that only the guilty fail."""
+        """One sampling step of `rows`. If it raises, each task is tried alone, so that only the guilty fail."""
         try:
             self._step(rows)
         except Exception as exc:
@@ -191,30 +181,32 @@ class Engine:
             if len(tasks) == 1:
                 log.exception("task %s cannot be drawn", rows[0].task_id)
                 with self._wake:
-                    self._fail(self._tasks[rows[0].task_id], JobFailed("drawing this picture failed in the model"))
+                    self._fail(
+                        self._tasks[rows[0].task_id], JobFailed("drawing this picture failed in the model")
+                    )
                 return
             for task_id in tasks:
                 self.step([row for row in rows if row.task_id == task_id])
 
     def _step(self, rows: Sequence[Row]) -> None:
+        network_rows = len(rows) + sum(row.plan.guidance_scale != 0 for row in rows)
         started = time.perf_counter()
-        result = self.runtime.step(step_batch(rows))
-        bucket = len(rows) + sum(row.plan.guidance_scale != 0 for row in rows)
+        drawn = advance(self.runtime, rows)
+        bucket = bucket_for(network_rows, self.runtime.buckets)
         self.metrics.step_seconds.labels(str(bucket)).observe(time.perf_counter() - started)
         self.metrics.step_rows.observe(len(rows))
-        for row, tokens, drawn in zip(rows, result.tokens, result.drawn, strict=True):
-            row.step += 1
-            row.tokens = drawn if row.finished else tokens
-        self._report(rows, result.drawn)
+        self._report(rows, drawn)
 
     def _report(self, rows: Sequence[Row], drawn: Integers) -> None:
         followed = [(k, row) for k, row in enumerate(rows) if self._request(row).events and not row.finished]
         shown = [
-            k
-            for k, row in followed
-            if (every := self._request(row).preview_every) and row.step % every == 0
+            k for k, row in followed if (every := self._request(row).preview_every) and row.step % every == 0
         ]
-        previews = dict(zip(shown, self._decode_groups(drawn[shown]), strict=True)) if shown else {}
+        previews = (
+            dict(zip(shown, self._decode(grids_of(self.manifest, drawn[shown])), strict=True))
+            if shown
+            else {}
+        )
         for k, row in followed:
             self.listener.progressed(self._tasks[row.task_id], row, previews.get(k))
 
@@ -230,7 +222,7 @@ class Engine:
             self._wake.notify_all()
         if not rows:
             return
-        grids = self._join(np.stack([row.tokens for row in rows]))
+        grids = grids_of(self.manifest, np.stack([row.tokens for row in rows]))
         wanted = [k for k, row in enumerate(rows) if self._request(row).format != "tokens"]
         pictures = dict(zip(wanted, self._decode(grids[wanted]), strict=True)) if wanted else {}
         for k, row in enumerate(rows):
@@ -247,13 +239,6 @@ class Engine:
             del self._tasks[task.id]
             self._wake.notify_all()
         self.listener.completed(task)
-
-    def _join(self, groups: Integers) -> Integers:
-        side = self.manifest.grid
-        return bits.join_groups(groups, self.manifest.tokenizer.bits).reshape(len(groups), side, side)
-
-    def _decode_groups(self, groups: Integers) -> Pixels:
-        return self._decode(self._join(groups))
 
     def _decode(self, grids: Integers) -> Pixels:
         with self.metrics.decode_seconds.time():
@@ -316,22 +301,6 @@ class Engine:
 def _images(task: Task) -> int:
     """Pictures of a codec task."""
     return len(task.request.seeds) if isinstance(task.request, GenerateJob) else task.request.count
-
-
-def step_batch(rows: Sequence[Row]) -> StepBatch:
-    """The runtime's inputs for the next step of `rows`; every row's noise is that of its own seed and step."""
-    noise = [step_uniforms(row.seed, row.step, row.tokens.shape) for row in rows]
-    plans = [row.plan for row in rows]
-    return StepBatch(
-        tokens=np.stack([row.tokens for row in rows]),
-        labels=np.array([row.label for row in rows], dtype=np.int64),
-        guidance_scale=np.array([plan.guidance_scale for plan in plans], dtype=np.float32),
-        temperature=np.array([plan.temperature for plan in plans], dtype=np.float32),
-        noise_temperature=np.array([plan.noise_temperature for plan in plans], dtype=np.float32),
-        mask_count=np.array([plan.mask_count for plan in plans], dtype=np.int64),
-        category_uniforms=np.stack([category for category, _ in noise]),
-        confidence_uniforms=np.stack([confidence for _, confidence in noise]),
-    )
 
 
 def is_fatal(error: BaseException) -> bool:

@@ -1,7 +1,8 @@
 """What travels through the queue: a new job, a claimed job, the view of a job, and the limits of it all."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["generate", "tokenize", "detokenize"]
 Priority = Literal["interactive", "bulk"]
@@ -107,6 +108,32 @@ class JobView:
     def terminal(self) -> bool:
         """Whether nothing will change any more."""
         return self.state in TERMINAL
+
+    @classmethod
+    def from_fields(cls, job_id: str, fields: Mapping[str, Any], position: int = -1) -> "JobView":
+        """From the raw fields of a job hash or an inbox note; a position of -1 is none."""
+
+        def text(name: str) -> str | None:
+            value = fields.get(name)
+            return value.decode() if value else None
+
+        def number(name: str) -> int:
+            return int(fields.get(name) or 0)
+
+        return cls(
+            id=job_id,
+            kind=text("kind") or "",
+            state=text("state") or "",
+            tenant=text("tenant") or "",
+            position=None if position < 0 else position,
+            result=fields.get("result"),
+            error_code=text("error_code"),
+            error_message=text("error_message"),
+            created_ms=number("created"),
+            started_ms=number("started"),
+            finished_ms=number("finished"),
+            attempts=number("attempts"),
+        )
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ class JobStore:
         self._forgotten: list[str] = []
         self._forgetting: asyncio.Task[None] | None = None
         self._loops: list[asyncio.Task[None]] = []
+        self._closing = False
 
     async def start(self) -> None:
         """Begin to read the inbox and to sweep. Does not need Redis to be there yet."""
@@ -68,6 +69,7 @@ class JobStore:
 
     async def close(self) -> None:
         """Stop; whoever still waits gets Unavailable. The jobs themselves go on."""
+        self._closing = True
         for task in self._loops:
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
@@ -204,7 +206,7 @@ class JobStore:
             raise ResultExpired(f"the result of job {job_id} has expired")
         names = ("state", "kind", "tenant", "created", "started", "finished", "attempts", "error_code")
         fields = dict(zip((*names, "error_message", "result"), reply, strict=False))
-        return _job_view(job_id, fields, position=reply[-1])
+        return JobView.from_fields(job_id, fields, position=reply[-1])
 
     async def _look(self, job_id: str) -> None:
         """Fetch a job that somebody waits for, and tell the waiters if there is nothing left to wait for."""
@@ -233,7 +235,8 @@ class JobStore:
 
     async def _inbox_loop(self) -> None:
         failures = 0
-        while True:
+        # A cancellation alone would not do: redis-py swallows one that meets it while it connects.
+        while not self._closing:
             try:
                 streams: Any = {self._inbox: self._inbox_seen}
                 reply: Any = await self._inbox_redis.xread(streams, count=_INBOX_BATCH, block=_INBOX_BLOCK_MS)
@@ -249,7 +252,7 @@ class JobStore:
                 self._receive({name.decode(): value for name, value in note.items()})
 
     def _receive(self, note: dict[str, Any]) -> None:
-        view = _job_view(note["id"].decode(), note, position=-1)
+        view = JobView.from_fields(note["id"].decode(), note)
         if view.state == DONE and view.result is None:
             self._open.pop(view.id, None)
             if view.id in self._waits:
@@ -264,7 +267,7 @@ class JobStore:
             _log.info("job %s is done, its result is fetched later", job_id)
 
     async def _tick_loop(self) -> None:
-        while True:
+        while not self._closing:
             await asyncio.sleep(_TICK_S)
             try:
                 await self._tick()
@@ -278,7 +281,9 @@ class JobStore:
             pass
         seen = self._inbox_seen
         await self._link.call(lambda: self._link.redis.xtrim(self._inbox, minid=seen, approximate=False))
-        ids = list(self._open.keys() | self._waits.keys())
+        # Accepted before Redis is asked: a job on its way there would look like a lost one.
+        on_the_way = {job_id for job_id, own in self._open.items() if not own.accepted}
+        ids = list((self._open.keys() | self._waits.keys()) - on_the_way)
         for start in range(0, len(ids), _CHUNK):
             await self._check(ids[start : start + _CHUNK])
 
@@ -291,8 +296,6 @@ class JobStore:
         for job_id, raw in zip(ids, await self._link.run("states", *parts), strict=True):
             state, own = raw.decode(), self._open.get(job_id)
             if state in (QUEUED, RUNNING):
-                continue
-            if own is not None and not own.accepted:
                 continue
             if own is not None and state == "":
                 await self._submit_again(own)
@@ -320,33 +323,9 @@ class JobStore:
             self._reject(job_id, Unavailable("the job queue does not answer", retry_after_s=2.0))
 
 
-def _job_view(job_id: str, fields: dict[str, Any], position: int) -> JobView:
-    def text(name: str) -> str | None:
-        value = fields.get(name)
-        return value.decode() if value else None
-
-    def number(name: str) -> int:
-        return int(fields.get(name) or 0)
-
-    return JobView(
-        id=job_id,
-        kind=text("kind") or "",
-        state=text("state") or "",
-        tenant=text("tenant") or "",
-        position=None if position < 0 else position,
-        result=fields.get("result"),
-        error_code=text("error_code"),
-        error_message=text("error_message"),
-        created_ms=number("created"),
-        started_ms=number("started"),
-        finished_ms=number("finished"),
-        attempts=number("attempts"),
-    )
-
-
 def _expired_view(job: NewJob) -> JobView:
     fields = {"kind": job.kind, "state": EXPIRED, "tenant": job.tenant, "error_code": "deadline_passed"}
-    return _job_view(job.id, {name: value.encode() for name, value in fields.items()}, position=-1)
+    return JobView.from_fields(job.id, {name: value.encode() for name, value in fields.items()})
 
 
 def _tombstone(tenant: str, job_id: str) -> str:

@@ -1,6 +1,6 @@
 """What a job carries through the queue and what comes back: msgpack maps of small, bounded values.
 
-Both sides are ours, so a malformed payload is a bug or a foreign writer: it raises JobFailed instead of a stack
+Both sides are ours, so a malformed payload is a bug or a foreign writer: it raises JobFailed, not a stack
 trace. Pictures travel as raw RGB bytes, token grids as little-endian int32.
 """
 
@@ -108,7 +108,7 @@ class DetokenizeJob(TokenGrids):
 
 @dataclass(frozen=True)
 class Pictures(Payload):
-    """Result of generate (any format) and detokenize: one encoded file per picture, and the work that it took."""
+    """Result of generate (any format) and detokenize: one encoded file per picture, and the work it took."""
 
     files: tuple[bytes, ...]
     steps: int

@@ -10,7 +10,7 @@ from redis import asyncio as aioredis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
@@ -38,7 +38,7 @@ _IN_DOUBT = (RedisConnectionError, RedisTimeoutError, OSError)
 
 def is_transient(error: Exception) -> bool:
     """Whether the same call may succeed later without anybody changing the program."""
-    if isinstance(error, (*_IN_DOUBT, ReadOnlyError)):
+    if isinstance(error, (*_IN_DOUBT, OutOfMemoryError, ReadOnlyError)):
         return True
     # Inside a script Redis 6.2 wraps the error in a sentence.
     return isinstance(error, ResponseError) and any(word in str(error) for word in _TRANSIENT)

@@ -6,38 +6,15 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from models.runtime.base import Integers
-from models.schedule import StepPlan
+from models.drawing import Drawing
 
 
-@dataclass(eq=False)
-class Row:
-    """One picture on its way: `tokens` i64 (N, m) is its state before step number `step` of `plans`."""
+@dataclass(eq=False, kw_only=True)
+class Row(Drawing):
+    """Picture number `image` of a task."""
 
     task_id: str
     image: int
-    label: int
-    seed: int
-    plans: Sequence[StepPlan]
-    tokens: Integers
-    step: int = 0
-
-    @property
-    def plan(self) -> StepPlan:
-        """Numbers of the next step."""
-        return self.plans[self.step]
-
-    @property
-    def finished(self) -> bool:
-        """Whether the last step is done; `tokens` then holds the drawn groups."""
-        return self.step == len(self.plans)
-
-    @property
-    def steps_left(self) -> int:
-        """Steps that this picture still needs."""
-        return len(self.plans) - self.step
 
 
 class SlotTable:
@@ -93,8 +70,3 @@ class SlotTable:
             left = {row.task_id for row in (*self.active, *self.waiting)}
             self._solo &= left
         return finished
-
-
-def masked_tokens(shape: tuple[int, int], mask_id: int) -> Integers:
-    """State i64 (N, m) of a picture before its first step."""
-    return np.full(shape, mask_id, dtype=np.int64)

@@ -25,7 +25,9 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
-    metrics_port: int | None = Field(None, ge=0, le=65535, description="the worker's own /metrics; none by default")
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="the worker's own /metrics; none by default"
+    )
 
     max_images: int = Field(16, ge=1, le=256)
     upload_bytes: int = Field(20 * MIB, ge=1)
@@ -46,4 +48,4 @@ class Settings(BaseSettings):
     deterministic: Literal["default", "strict"] = "default"
     slots: int = Field(16, ge=1, le=1024, description="pictures that a worker draws at the same time")
     threads: int = Field(0, ge=0, description="CPU threads of a worker; 0 = PyTorch's choice")
-    drain_s: float = Field(25, ge=0, description="time for running jobs after SIGTERM before they are released")
+    drain_s: float = Field(25, ge=0, description="time for running jobs between SIGTERM and their release")

@@ -39,11 +39,11 @@ def shared_redis(redis_executable: str, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture
-def redis_url(shared_redis: str) -> Iterator[str]:
+def redis_url(shared_redis: str) -> str:
     """An empty Redis."""
     with Redis.from_url(shared_redis) as redis:
         redis.flushall()
-    yield shared_redis
+    return shared_redis
 
 
 @pytest.fixture

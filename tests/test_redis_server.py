@@ -80,9 +80,7 @@ def test_one_state_folder_serves_one_service(own_redis: RedisServer, tmp_path: P
     assert not second.alive
 
 
-def test_a_server_that_outlived_its_killed_parent_is_replaced(
-    redis_executable: str, tmp_path: Path
-) -> None:
+def test_a_server_that_outlived_its_killed_parent_is_replaced(redis_executable: str, tmp_path: Path) -> None:
     program = """
         import sys, time
         from pathlib import Path

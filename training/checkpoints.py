@@ -16,6 +16,9 @@ from training.config import Recipe
 from training.ema import Ema
 
 KEEP = 2  # newest checkpoints that stay on disk
+CONTENT = ("recipe", "step", "network", "ema", "ema_updates", "optimizer")
+# What may change between two sittings of one run: it moves the run or paces its reports, never its numbers.
+FREE_KEYS = ("training.device", "dataset.workers")
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -26,7 +29,7 @@ def checkpoint_files(folder: Path) -> list[Path]:
 def save_checkpoint(
     recipe: Recipe, step: int, network: nn.Module, ema: Ema[Any], optimizer: torch.optim.Optimizer
 ) -> Path:
-    """Write the state after `step` optimizer steps. A kill in the middle leaves the older checkpoint untouched."""
+    """Write the state after `step` optimizer steps; a kill in the middle leaves older checkpoints alone."""
     folder = recipe.folder
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"checkpoint-{step:08d}.pt"
@@ -50,27 +53,35 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """State dict of a checkpoint file; weights only, nothing in the file is executed."""
+    """Content of a checkpoint file, on the CPU; nothing in the file is executed.
+
+    Raises CheckpointError for a file that is missing, damaged or something else.
+    """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as exc:
-        raise CheckpointError(f"{path}: not a readable checkpoint ({exc})") from exc
+        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        raise CheckpointError(f"{path}: not a readable checkpoint ({reason})") from exc
+    if not isinstance(state, dict) or not set(CONTENT) <= set(state):
+        raise CheckpointError(f"{path}: not a checkpoint of a training run, which holds {', '.join(CONTENT)}")
     return state
 
 
 def resume_step(
     recipe: Recipe, network: nn.Module, ema: Ema[Any], optimizer: torch.optim.Optimizer, *, resume: bool
 ) -> int:
-    """Number of steps already done: 0 for a new run, else that of the newest checkpoint, loaded into the arguments.
+    """Steps already done: 0 for a new run, else those of the newest checkpoint, loaded into the arguments.
 
-    A folder with checkpoints is continued only when `resume` is set and its recipe is the same but for its length
-    and cadence; otherwise two different runs would share one name.
+    A folder with checkpoints is continued only when `resume` is set and its recipe is the same but for the
+    section `experiment` and FREE_KEYS; otherwise two different runs would share one name.
     """
     files = checkpoint_files(recipe.folder)
     if not files:
         return 0
     if not resume:
-        raise CheckpointError(f"{recipe.folder} holds a run already; continue it with --resume or change experiment.name")
+        raise CheckpointError(
+            f"{recipe.folder} holds a run already; continue it with --resume or change experiment.name"
+        )
     state = load_checkpoint(files[-1])
     if (differs := _difference(state["recipe"], recipe.as_dict())) is not None:
         raise CheckpointError(f"{files[-1]} was written with another {differs}; use another experiment.name")
@@ -82,11 +93,16 @@ def resume_step(
 
 
 def _difference(stored: dict[str, Any], current: dict[str, Any]) -> str | None:
-    """First section that matters and differs."""
-    for section in sorted(set(stored) | set(current)):
-        if section not in ("experiment", "training") and stored.get(section) != current.get(section):
-            return section
-    for key in ("per_gpu_batch_size", "seed", "max_train_steps"):
-        if stored["training"][key] != current["training"][key]:
-            return f"training.{key}"
-    return None
+    """First key (or section that is one value) in which two recipes differ, other than what may change."""
+    old, new = _flat(stored), _flat(current)
+    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return next((key for key in keys if key not in FREE_KEYS and not key.startswith("experiment.")), None)
+
+
+def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Values by dotted key."""
+    return {
+        f"{section}.{key}" if isinstance(values, dict) else section: value
+        for section, values in recipe.items()
+        for key, value in (values.items() if isinstance(values, dict) else [(section, values)])
+    }

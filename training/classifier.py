@@ -33,7 +33,9 @@ class Classifier(nn.Module):
         self.config = config
         widths = config.widths
         self.stem = nn.Conv2d(3, widths[0], 3, 2, 1)
-        self.units = nn.Sequential(*(Unit(widths[max(i - 1, 0)], w, 1 if i == 0 else 2) for i, w in enumerate(widths)))
+        self.units = nn.Sequential(
+            *(Unit(widths[max(i - 1, 0)], w, 1 if i == 0 else 2) for i, w in enumerate(widths))
+        )
         self.norm = nn.GroupNorm(widths[-1] // GROUP_CHANNELS, widths[-1])
         self.head = nn.Linear(widths[-1], config.num_classes)
 
@@ -50,6 +52,6 @@ def accuracy(network: Classifier, images: Tensor, labels: Tensor) -> float:
     """Share of `images` f32 (B, 3, H, W) in [0, 1] whose class the network names rightly."""
     right = [
         (network(part).argmax(1) == names).sum()
-        for part, names in zip(images.split(64), labels.split(64), strict=True)
+        for part, names in zip(torch.split(images, 64), torch.split(labels, 64), strict=True)
     ]
     return float(torch.stack(right).sum()) / len(labels)

@@ -3,18 +3,19 @@
 import torch
 import torch.nn.functional as F
 
+from models.runtime.torch_runtime import choose_device
 from training.checkpoints import resume_step, save_checkpoint
 from training.classifier import Classifier, accuracy
 from training.config import ClassifierRecipe
-from training.data import evaluation_batches, training_loader
+from training.data import check_labels, evaluation_batches, training_loader
 from training.ema import Ema
-from training.run import RunLog, autocast, make_optimizer, optimizer_step, pick_device, seed_step
+from training.run import RunLog, autocast, make_optimizer, optimizer_step, seed_step
 
 
 def train_classifier(recipe: ClassifierRecipe, *, resume: bool = False) -> Classifier:
     """Run `recipe` to its last step and return the averaged network, in eval mode."""
     loop = recipe.training
-    device = pick_device(loop.device)
+    device = choose_device(loop.device)
     torch.manual_seed(loop.seed)
     network = Classifier(recipe.model).to(device)
     ema = Ema(network, loop.ema_decay)
@@ -26,6 +27,7 @@ def train_classifier(recipe: ClassifierRecipe, *, resume: bool = False) -> Class
         for step in range(start, loop.max_train_steps):
             seed_step(loop.seed, step)
             batch = next(batches)
+            check_labels(batch.labels, recipe.model.num_classes)
             network.train()
             with autocast(device, loop.mixed_precision):
                 logits = network(batch.images.to(device))

@@ -1,20 +1,31 @@
-"""Training recipes: YAML files with the sections of the published configs, read strictly, with dotted overrides."""
+"""Training recipes: YAML with the sections of the published configs, read strictly, and dotted overrides."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import YAMLError  # type: ignore[import-untyped]
 
-from models.config import GeneratorConfig, SamplingConfig, TokenizerConfig, from_mapping, require, require_positive
+from models.config import (
+    MASK_SCHEDULES,
+    GeneratorConfig,
+    SamplingConfig,
+    TokenizerConfig,
+    require,
+    require_positive,
+)
 from models.errors import ConfigError
+from training.sections import read_section
+
+T = TypeVar("T")
 
 RECIPES = Path(__file__).parent / "configs"
+MAX_SEED = 2**31 - 1  # seed and step share the 64 bits of torch's generator
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,10 @@ class ExperimentConfig:
     eval_every: int = 1000
 
     def __post_init__(self) -> None:
-        require(bool(self.name) and "/" not in self.name, f"experiment.name is {self.name!r}; a plain folder name is needed")
+        require(
+            self.name not in ("", ".", "..") and "/" not in self.name,
+            f"experiment.name is {self.name!r}; a plain folder name is needed",
+        )
         require_positive(self, "log_every", "save_every", "sample_every", "eval_every")
 
 
@@ -58,7 +72,9 @@ class DatasetConfig:
             f"dataset.interpolation is {self.interpolation!r}; allowed are 'bilinear' and 'bicubic'",
         )
         low, high = self.crop_scale
-        require(0 < low <= high <= 1, f"dataset.crop_scale is {self.crop_scale}; needed is 0 < low <= high <= 1")
+        require(
+            0 < low <= high <= 1, f"dataset.crop_scale is {self.crop_scale}; needed is 0 < low <= high <= 1"
+        )
         require(
             0 < self.crop_ratio[0] <= self.crop_ratio[1],
             f"dataset.crop_ratio is {self.crop_ratio}; needed is 0 < low <= high",
@@ -77,7 +93,16 @@ class OptimizerConfig:
     epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
-        require(self.learning_rate > 0, f"optimizer.learning_rate is {self.learning_rate}; it must be above 0")
+        require(
+            self.learning_rate > 0, f"optimizer.learning_rate is {self.learning_rate}; it must be above 0"
+        )
+        for name in ("beta1", "beta2"):
+            beta = getattr(self, name)
+            require(0 <= beta < 1, f"optimizer.{name} is {beta}; allowed is 0 <= {name} < 1")
+        require(
+            self.weight_decay >= 0, f"optimizer.weight_decay is {self.weight_decay}; it must be at least 0"
+        )
+        require(self.epsilon > 0, f"optimizer.epsilon is {self.epsilon}; it must be above 0")
 
 
 @dataclass(frozen=True)
@@ -92,7 +117,9 @@ class SchedulerConfig:
             self.scheduler == "cosine_with_minimum",
             f"lr_scheduler.scheduler is {self.scheduler!r}; allowed is 'cosine_with_minimum'",
         )
-        require(self.warmup_steps >= 0, f"lr_scheduler.warmup_steps is {self.warmup_steps}; it must be at least 0")
+        require(
+            self.warmup_steps >= 0, f"lr_scheduler.warmup_steps is {self.warmup_steps}; it must be at least 0"
+        )
 
 
 @dataclass(frozen=True)
@@ -115,6 +142,7 @@ class LoopConfig:
         )
         require(self.max_grad_norm > 0, f"training.max_grad_norm is {self.max_grad_norm}; it must be above 0")
         require(0 <= self.ema_decay < 1, f"training.ema_decay is {self.ema_decay}; allowed is 0 <= decay < 1")
+        require(0 <= self.seed <= MAX_SEED, f"training.seed is {self.seed}; allowed are 0 to {MAX_SEED}")
 
 
 @dataclass(frozen=True)
@@ -132,6 +160,10 @@ class TokenizerLossConfig:
             self.reconstruction_loss in ("l1", "l2"),
             f"losses.reconstruction_loss is {self.reconstruction_loss!r}; allowed are 'l1' and 'l2'",
         )
+        require(
+            self.entropy_annealing_steps >= 0,
+            f"losses.entropy_annealing_steps is {self.entropy_annealing_steps}; it must be at least 0",
+        )
 
 
 @dataclass(frozen=True)
@@ -142,6 +174,15 @@ class GeneratorLossConfig:
     class_dropout: float = 0.1
     mask_schedule: str = "arccos"
     sum_splits: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("label_smoothing", "class_dropout"):
+            share = getattr(self, name)
+            require(0 <= share < 1, f"losses.{name} is {share}; allowed is 0 <= {name} < 1")
+        require(
+            self.mask_schedule in MASK_SCHEDULES,
+            f"losses.mask_schedule is {self.mask_schedule!r}; allowed are {', '.join(MASK_SCHEDULES)}",
+        )
 
 
 @dataclass(frozen=True)
@@ -171,6 +212,12 @@ class TokenizerRecipe(Recipe):
     model: TokenizerConfig
     losses: TokenizerLossConfig = field(default_factory=TokenizerLossConfig)
 
+    def __post_init__(self) -> None:
+        size, stride = self.dataset.image_size, self.model.stride
+        require(
+            size % stride == 0, f"dataset.image_size is {size}; the tokenizer needs a multiple of {stride}"
+        )
+
 
 @dataclass(frozen=True)
 class GeneratorRecipe(Recipe):
@@ -180,6 +227,11 @@ class GeneratorRecipe(Recipe):
     model: GeneratorConfig
     sampling: SamplingConfig
     losses: GeneratorLossConfig = field(default_factory=GeneratorLossConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.tokenizer), "model.tokenizer is missing; it names the bundle of a trained tokenizer"
+        )
 
 
 @dataclass(frozen=True)
@@ -191,7 +243,9 @@ class ClassifierConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "num_classes")
-        require(all(w >= 8 and w % 8 == 0 for w in self.widths), f"model.widths is {self.widths}; multiples of 8")
+        require(
+            all(w >= 8 and w % 8 == 0 for w in self.widths), f"model.widths is {self.widths}; multiples of 8"
+        )
 
 
 @dataclass(frozen=True)
@@ -205,7 +259,7 @@ MODEL_SECTIONS = {"tokenizer": "vq_model", "generator": "mlm_model", "classifier
 
 
 def load_values(path: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Plain nested dict of the YAML file `path` (or of a recipe of that name), overrides `a.b=value` applied."""
+    """Nested dict of the YAML file, or recipe name, `path`, with overrides `section.key=value` applied."""
     file = Path(path)
     if not file.exists() and (RECIPES / f"{path}.yaml").exists():
         file = RECIPES / f"{path}.yaml"
@@ -218,8 +272,8 @@ def load_values(path: str, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         merged = OmegaConf.merge(OmegaConf.load(file), OmegaConf.from_dotlist(list(overrides)))
         values = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, YAMLError) as exc:
-        raise ConfigError(f"{file}: {exc}") from exc
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError) as exc:
+        raise ConfigError(f"{file}: not a recipe ({exc})") from exc
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: a recipe is a mapping of sections")
     return {str(key): value for key, value in values.items()}
@@ -232,39 +286,46 @@ def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
     return section
 
 
+def _read(cls: type[T], name: str, values: dict[str, Any]) -> T:
+    return read_section(cls, name, _section(values, name))
+
+
 def _model_section(values: dict[str, Any], kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
     model = _section(values, "model")
     key = MODEL_SECTIONS[kind]
     if key not in model:
         raise ConfigError(f"section model has no {key}, which training a {kind} needs")
-    return dict(model.pop(key)), model
+    return _section(model, key), model
 
 
 def build_recipe(kind: str, values: dict[str, Any]) -> Recipe:
     """The `kind` ("tokenizer", "generator" or "classifier") recipe in `values`; unknown keys are errors."""
     values = dict(values)
     network, rest = _model_section(values, kind)
+    model_section = f"model.{MODEL_SECTIONS[kind]}"
     shared: dict[str, Any] = {
-        "experiment": from_mapping(ExperimentConfig, _section(values, "experiment")),
-        "dataset": from_mapping(DatasetConfig, _section(values, "dataset")),
-        "optimizer": from_mapping(OptimizerConfig, _section(values, "optimizer")),
-        "lr_scheduler": from_mapping(SchedulerConfig, _section(values, "lr_scheduler")),
-        "training": from_mapping(LoopConfig, _section(values, "training")),
+        "experiment": _read(ExperimentConfig, "experiment", values),
+        "dataset": _read(DatasetConfig, "dataset", values),
+        "optimizer": _read(OptimizerConfig, "optimizer", values),
+        "lr_scheduler": _read(SchedulerConfig, "lr_scheduler", values),
+        "training": _read(LoopConfig, "training", values),
     }
     recipe: Recipe
     if kind == "tokenizer":
-        losses = from_mapping(TokenizerLossConfig, _section(values, "losses"))
-        recipe = TokenizerRecipe(**shared, model=from_mapping(TokenizerConfig, network), losses=losses)
+        losses = _read(TokenizerLossConfig, "losses", values)
+        recipe = TokenizerRecipe(
+            **shared, model=read_section(TokenizerConfig, model_section, network), losses=losses
+        )
     elif kind == "generator":
         recipe = GeneratorRecipe(
             **shared,
             tokenizer=str(rest.pop("tokenizer", "")),
-            model=from_mapping(GeneratorConfig, network),
-            sampling=from_mapping(SamplingConfig, _section(values, "sampling")),
-            losses=from_mapping(GeneratorLossConfig, _section(values, "losses")),
+            model=read_section(GeneratorConfig, model_section, network),
+            sampling=_read(SamplingConfig, "sampling", values),
+            losses=_read(GeneratorLossConfig, "losses", values),
         )
     else:
-        recipe = ClassifierRecipe(**shared, model=from_mapping(ClassifierConfig, network))
+        recipe = ClassifierRecipe(**shared, model=read_section(ClassifierConfig, model_section, network))
     if unknown := [*values, *(f"model.{key}" for key in rest)]:
         raise ConfigError(f"unknown sections in a {kind} recipe: {', '.join(unknown)}")
     return recipe

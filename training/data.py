@@ -10,22 +10,27 @@ import glob
 import io
 import json
 import logging
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import webdataset
 from braceexpand import braceexpand
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from models.config import require
 from models.errors import ConfigError
 from training.config import DatasetConfig
+from training.pictures import to_rgb
 from training.transforms import center_fit, random_crop
 
+CLASS_FILE = 'class names are read from a JSON object {"0": name, "1": name, ...}'
 IMAGE_KEYS = ("webp", "jpg", "jpeg", "png")
 
 log = logging.getLogger(__name__)
@@ -60,28 +65,50 @@ def expand_shards(pattern: str) -> list[str]:
 
 
 def read_class_names(config: DatasetConfig) -> tuple[str, ...]:
-    """Class names in label order from `dataset.classes`, by default `classes.json` beside the training shards."""
-    path = Path(config.classes) if config.classes else Path(expand_shards(config.train_shards)[0]).parent / "classes.json"
+    """Class names by label from `dataset.classes`, by default `classes.json` beside the training shards."""
+    path = (
+        Path(config.classes)
+        if config.classes
+        else Path(expand_shards(config.train_shards)[0]).parent / "classes.json"
+    )
     try:
-        mapping = json.loads(path.read_text())
-        return tuple(str(mapping[str(k)]) for k in range(len(mapping)))
+        mapping = json.loads(path.read_text(encoding="utf-8"))
+        names = tuple(str(mapping[str(label)]) for label in range(len(mapping)))
     except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise ConfigError(f'{path}: class names are read from a JSON object {{"0": name, "1": name, ...}} ({exc!r})') from exc
+        raise ConfigError(f"{path}: {CLASS_FILE} ({exc!r})") from exc
+    require(bool(names), f"{path}: {CLASS_FILE}")
+    return names
 
 
 def read_samples(shards: list[str]) -> Iterator[Sample]:
-    """Samples of `shards` in file order; a sample without picture or class is logged and left out."""
-    dataset = webdataset.WebDataset(shards, shardshuffle=False, nodesplitter=None, workersplitter=None)
-    for record in dataset:
-        suffix = next((k for k in IMAGE_KEYS if k in record), None)
-        if suffix is None or "cls" not in record:
-            log.warning("sample %s has no picture or no cls and was skipped", record["__key__"])
-            continue
-        yield Sample(record["__key__"], record[suffix], int(record["cls"]))
+    """Samples of `shards` in file order; one without a picture or a class number is logged and left out.
+
+    Raises ConfigError for a shard that is no sound tar file.
+    """
+    for shard in shards:
+        # webdataset's own opener leaves files open, which is why the stream comes from here.
+        with open(shard, "rb") as stream:
+            files = tar_file_expander([{"url": shard, "stream": stream}])
+            try:
+                for record in group_by_keys(files):
+                    if (sample := _sample(record)) is not None:
+                        yield sample
+            except (tarfile.TarError, ValueError) as exc:
+                reason = str(exc.args[0]).partition(" @ ")[0]
+                raise ConfigError(f"{shard}: not a sound WebDataset shard ({reason})") from exc
+
+
+def _sample(record: dict[str, Any]) -> Sample | None:
+    suffix = next((key for key in IMAGE_KEYS if key in record), None)
+    label = record.get("cls", b"").strip()
+    if suffix is None or not label.isdigit():
+        log.warning("sample %s has no picture or no class number and was skipped", record["__key__"])
+        return None
+    return Sample(record["__key__"], record[suffix], int(label))
 
 
 def shuffled_epoch(shards: list[str], seed: int, epoch: int, buffer_size: int) -> Iterator[Sample]:
-    """One pass over `shards` in an order that (seed, epoch) decides: shards permuted, samples through a buffer."""
+    """One pass in an order that (seed, epoch) decides: shards permuted, samples through a buffer."""
     rng = np.random.default_rng([seed, epoch])
     buffer: list[Sample] = []
     for sample in read_samples([shards[i] for i in rng.permutation(len(shards))]):
@@ -99,10 +126,18 @@ def decode(sample: Sample) -> Image.Image | None:
     """RGB picture of `sample`; None, with its key logged, when it cannot be decoded."""
     try:
         with Image.open(io.BytesIO(sample.image)) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as exc:
+            return to_rgb(image)
+    except Exception as exc:  # a broken file can trip Pillow's decoders in any way
         log.warning("sample %s cannot be decoded and was skipped: %s", sample.key, exc)
         return None
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raise ConfigError unless all `labels` are below `classes`."""
+    require(
+        bool((labels < classes).all()),
+        f"a shard holds class {int(labels.max())}; the recipe has {classes} classes, 0 to {classes - 1}",
+    )
 
 
 def to_batch(images: list[Image.Image], labels: list[int]) -> Batch:
@@ -146,27 +181,45 @@ class TrainingBatches(IterableDataset[Batch]):
                 images.append(random_crop(image, self.config, rng))
                 labels.append(sample.label)
             if position % self.batch_size == self.batch_size - 1:
-                if images:
-                    yield to_batch(images, labels)
+                # Leaving a whole batch out would shift all later ones, for a resumed run only.
+                require(
+                    bool(images), f"{self.config.train_shards}: no picture of batch {index} can be decoded"
+                )
+                yield to_batch(images, labels)
                 images, labels = [], []
 
 
 def training_loader(config: DatasetConfig, batch_size: int, seed: int, start: int) -> Iterator[Batch]:
     """Iterator over TrainingBatches, decoded ahead in `config.workers` processes."""
     dataset = TrainingBatches(config, batch_size, seed, start)
-    loader = DataLoader(dataset, batch_size=None, num_workers=config.workers)
-    return iter(loader)
+    return _plain_errors(iter(DataLoader(dataset, batch_size=None, num_workers=config.workers)))
 
 
-def evaluation_batches(pattern: str, image_size: int, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
-    """Pictures of the shards in file order, resized on the short side and centre-cropped, without augmentation."""
+def _plain_errors(batches: Iterator[Batch]) -> Iterator[Batch]:
+    try:
+        yield from batches
+    except ConfigError as exc:
+        # A loader process sends its traceback as the message; the last line is "module.ConfigError: text".
+        last = str(exc).splitlines()[-1]
+        raise ConfigError(last.partition("ConfigError: ")[2] or last) from exc
+
+
+def evaluation_batches(
+    pattern: str, image_size: int, batch_size: int, limit: int | None = None
+) -> Iterator[Batch]:
+    """Pictures of the shards in file order, resized on the short side and centre-cropped.
+
+    Raises ConfigError when there are none.
+    """
     images: list[Image.Image] = []
     labels: list[int] = []
+    found = False
     for count, sample in enumerate(read_samples(expand_shards(pattern))):
         if limit is not None and count >= limit:
             break
         if (image := decode(sample)) is None:
             continue
+        found = True
         images.append(center_fit(image, image_size))
         labels.append(sample.label)
         if len(images) == batch_size:
@@ -174,3 +227,4 @@ def evaluation_batches(pattern: str, image_size: int, batch_size: int, limit: in
             images, labels = [], []
     if images:
         yield to_batch(images, labels)
+    require(found, f"{pattern}: the shards hold no labelled picture that can be decoded")

@@ -6,7 +6,6 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
-
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -28,7 +27,7 @@ class Ema(Generic[Module]):
         """Move the average towards the weights of `network`."""
         self.updates += 1
         weight = 1 - ema_decay(self.updates, self.maximum)
-        averages = list(self.average.parameters())
-        torch._foreach_lerp_(averages, list(network.parameters()), weight)
+        averages: list[torch.Tensor] = list(self.average.parameters())
+        torch._foreach_lerp_(averages, list[torch.Tensor](network.parameters()), weight)
         for own, other in zip(self.average.buffers(), network.buffers(), strict=True):
             own.copy_(other)

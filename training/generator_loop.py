@@ -7,15 +7,16 @@ from models.bundle import TOKENIZER_WEIGHTS, open_bundle
 from models.checkpoint import load_into, read_weights
 from models.config import GeneratorConfig, require
 from models.generator import LfqBert
+from models.runtime.torch_runtime import choose_device
 from models.sampler import sample
 from models.tokenizer import ConvTokenizer
 from training.checkpoints import resume_step, save_checkpoint
 from training.config import GeneratorRecipe
-from training.data import evaluation_batches, training_loader
+from training.data import check_labels, evaluation_batches, training_loader
 from training.ema import Ema
 from training.losses import TokenLoss, token_loss
 from training.masking import drop_classes, random_masks
-from training.run import RunLog, autocast, make_optimizer, optimizer_step, pick_device, seed_step
+from training.run import RunLog, autocast, make_optimizer, optimizer_step, seed_step
 
 SAMPLE_COLUMNS = 8
 MAX_SAMPLED_CLASSES = 16
@@ -29,8 +30,9 @@ def load_frozen_tokenizer(recipe: GeneratorRecipe, device: torch.device) -> Conv
     require(
         (config.bits, config.input_stride, config.img_size)
         == (tokenizer.bits, tokenizer.stride, recipe.dataset.image_size),
-        f"generator expects {config.bits} bits, stride {config.input_stride} and {config.img_size} pixels; the "
-        f"tokenizer has {tokenizer.bits} bits and stride {tokenizer.stride}, the data set {recipe.dataset.image_size} pixels",
+        f"the generator needs {config.bits} bits, stride {config.input_stride} and {config.img_size} pixels; "
+        f"the tokenizer has {tokenizer.bits} bits and stride {tokenizer.stride}, "
+        f"the data set {recipe.dataset.image_size} pixels",
     )
     network = ConvTokenizer(tokenizer)
     path = bundle.weights_file(TOKENIZER_WEIGHTS)
@@ -49,7 +51,7 @@ def groups_of(tokenizer: ConvTokenizer, images: Tensor, config: GeneratorConfig)
 def guess(network: LfqBert, groups: Tensor, labels: Tensor, recipe: GeneratorRecipe) -> TokenLoss:
     """Loss of one batch: groups are masked, classes dropped, and all groups predicted."""
     config, losses = recipe.model, recipe.losses
-    masks = random_masks((groups.shape[0], *groups.shape[1:]), losses.mask_schedule, groups.device)
+    masks = random_masks(groups.shape, losses.mask_schedule, groups.device)
     seen = torch.where(masks, config.group_codes, groups)
     with autocast(groups.device, recipe.training.mixed_precision):
         logits = network(seen, drop_classes(labels, losses.class_dropout, config.nclass))
@@ -59,7 +61,7 @@ def guess(network: LfqBert, groups: Tensor, labels: Tensor, recipe: GeneratorRec
 def train_generator(recipe: GeneratorRecipe, *, resume: bool = False) -> LfqBert:
     """Run `recipe` to its last step and return the averaged network, in eval mode."""
     loop = recipe.training
-    device = pick_device(loop.device)
+    device = choose_device(loop.device)
     tokenizer = load_frozen_tokenizer(recipe, device)
     torch.manual_seed(loop.seed)
     network = LfqBert(recipe.model).to(device)
@@ -72,6 +74,7 @@ def train_generator(recipe: GeneratorRecipe, *, resume: bool = False) -> LfqBert
         for step in range(start, loop.max_train_steps):
             seed_step(loop.seed, step)
             batch = next(batches)
+            check_labels(batch.labels, recipe.model.nclass)
             network.train()
             groups = groups_of(tokenizer, batch.images.to(device), recipe.model).clone()
             loss = guess(network, groups, batch.labels.to(device), recipe)
@@ -91,7 +94,9 @@ def train_generator(recipe: GeneratorRecipe, *, resume: bool = False) -> LfqBert
             if done % recipe.experiment.eval_every == 0 or done == loop.max_train_steps:
                 log.report(done, evaluate(ema.average, tokenizer, recipe, device))
             if done % recipe.experiment.sample_every == 0 or done == loop.max_train_steps:
-                log.pictures(done, "samples", draw_classes(ema.average, tokenizer, recipe, device), SAMPLE_COLUMNS)
+                log.pictures(
+                    done, "samples", draw_classes(ema.average, tokenizer, recipe, device), SAMPLE_COLUMNS
+                )
             if done % recipe.experiment.save_every == 0 or done == loop.max_train_steps:
                 save_checkpoint(recipe, done, network, ema, optimizer)
     return ema.average
@@ -101,7 +106,7 @@ def train_generator(recipe: GeneratorRecipe, *, resume: bool = False) -> LfqBert
 def evaluate(
     network: LfqBert, tokenizer: ConvTokenizer, recipe: GeneratorRecipe, device: torch.device
 ) -> dict[str, float]:
-    """Mean loss and accuracy on masked groups of evaluation pictures; the masks are the same at every call."""
+    """Mean loss and accuracy on masked groups of evaluation pictures, with the same masks at every call."""
     torch.manual_seed(recipe.training.seed)
     losses = []
     shards, size = recipe.dataset.eval_shards, recipe.dataset.image_size
@@ -123,5 +128,5 @@ def draw_classes(
     labels = torch.arange(min(config.nclass, MAX_SAMPLED_CLASSES), device=device)
     groups = sample(network, config, recipe.sampling, labels, seeds=labels.tolist())
     shifts = torch.arange(config.codebook_splits, device=device) * config.group_bits
-    indices = (groups << shifts).sum(-1).unflatten(1, (config.grid, config.grid))
+    indices = (groups << shifts).sum(-1).view(-1, config.grid, config.grid)
     return tokenizer.decode_indices(indices)

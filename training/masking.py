@@ -23,7 +23,7 @@ def mask_ratios(uniforms: Tensor, schedule: str) -> Tensor:
     raise InputError(f"mask schedule {schedule!r} is unknown")
 
 
-def random_masks(shape: tuple[int, int, int], schedule: str, device: torch.device) -> Tensor:
+def random_masks(shape: torch.Size | tuple[int, int, int], schedule: str, device: torch.device) -> Tensor:
     """Masks bool (B, N, m): one ratio per picture, every group masked independently with that probability."""
     ratios = mask_ratios(torch.rand(shape[0], device=device), schedule)
     return torch.rand(shape, device=device) < ratios[:, None, None]

@@ -17,12 +17,10 @@ from training.data import read_class_names
 UNSTATED_LICENCE = "not stated"
 
 
-def publish_tokenizer(
-    network: ConvTokenizer, recipe: TokenizerRecipe, path: Path, *, licence: str = UNSTATED_LICENCE
-) -> Bundle:
-    """Write a bundle that tokenizes and detokenizes."""
-    manifest = Manifest(
-        name=path.name,
+def tokenizer_manifest(recipe: TokenizerRecipe, name: str, licence: str) -> Manifest:
+    """Manifest of a bundle that tokenizes and detokenizes; ConfigError when it cannot be made."""
+    return Manifest(
+        name=name,
         image_size=recipe.dataset.image_size,
         tokenizer=recipe.model,
         generator=None,
@@ -31,25 +29,47 @@ def publish_tokenizer(
         licence=licence,
         provenance={"tokenizer": _provenance(recipe)},
     )
-    return write_bundle(path, manifest, {TOKENIZER_WEIGHTS: network.state_dict()})
 
 
-def publish_generator(
-    network: LfqBert, recipe: GeneratorRecipe, path: Path, *, licence: str = UNSTATED_LICENCE, precision: str = "fp32"
-) -> Bundle:
-    """Write a whole bundle: the frozen tokenizer that the generator was trained on, and the generator."""
-    source = open_bundle(recipe.tokenizer)
-    tokenizer = read_weights(source.weights_file(TOKENIZER_WEIGHTS))
-    manifest = Manifest(
-        name=path.name,
+def generator_manifest(recipe: GeneratorRecipe, name: str, licence: str) -> Manifest:
+    """Manifest of a whole bundle; ConfigError when networks, data set and class names do not fit together."""
+    source = open_bundle(recipe.tokenizer).manifest
+    return Manifest(
+        name=name,
         image_size=recipe.dataset.image_size,
-        tokenizer=source.manifest.tokenizer,
+        tokenizer=source.tokenizer,
         generator=recipe.model,
         sampling=recipe.sampling,
         class_names=read_class_names(recipe.dataset),
         licence=licence,
-        provenance={**source.manifest.provenance, "generator": _provenance(recipe)},
+        provenance={**source.provenance, "generator": _provenance(recipe)},
     )
+
+
+def publish_tokenizer(
+    network: ConvTokenizer,
+    recipe: TokenizerRecipe,
+    path: Path,
+    *,
+    licence: str = UNSTATED_LICENCE,
+    precision: str = "fp32",
+) -> Bundle:
+    """Write a bundle that tokenizes and detokenizes."""
+    manifest = tokenizer_manifest(recipe, path.resolve().name, licence)
+    return write_bundle(path, manifest, {TOKENIZER_WEIGHTS: network.state_dict()}, precision)
+
+
+def publish_generator(
+    network: LfqBert,
+    recipe: GeneratorRecipe,
+    path: Path,
+    *,
+    licence: str = UNSTATED_LICENCE,
+    precision: str = "fp32",
+) -> Bundle:
+    """Write a whole bundle: the frozen tokenizer that the generator was trained on, and the generator."""
+    manifest = generator_manifest(recipe, path.resolve().name, licence)
+    tokenizer = read_weights(open_bundle(recipe.tokenizer).weights_file(TOKENIZER_WEIGHTS))
     weights = {TOKENIZER_WEIGHTS: tokenizer, GENERATOR_WEIGHTS: network.state_dict()}
     return write_bundle(path, manifest, weights, precision)
 

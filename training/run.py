@@ -1,4 +1,4 @@
-"""What every training loop shares: device, optimizer, per-step randomness, progress bar, TensorBoard, grids."""
+"""What every training loop shares: optimizer, per-step randomness, progress bar, TensorBoard, grids."""
 
 from __future__ import annotations
 
@@ -13,21 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from models.errors import RuntimeUnavailable
 from training.config import OptimizerConfig, Recipe
 from training.lr_schedule import cosine_with_minimum
-
-
-def pick_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is CUDA where there is one, else the CPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise RuntimeUnavailable(f"device {name!r} was asked for, but PyTorch sees no CUDA GPU here; use 'cpu' or 'auto'")
-    try:
-        return torch.device(name)
-    except RuntimeError as exc:
-        raise RuntimeUnavailable(f"device {name!r} is unknown; use 'auto', 'cpu' or 'cuda'") from exc
 
 
 def seed_step(seed: int, step: int) -> None:
@@ -54,9 +41,12 @@ def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.A
 def optimizer_step(
     recipe: Recipe, network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, step: int
 ) -> float:
-    """Backward pass, gradient clipping and update for 0-based `step`; returns the gradient norm before clipping."""
+    """Backward pass, clipping and update for 0-based `step`; returns the gradient norm before clipping."""
     rate = cosine_with_minimum(
-        step, recipe.optimizer.learning_rate, recipe.lr_scheduler.warmup_steps, recipe.training.max_train_steps
+        step,
+        recipe.optimizer.learning_rate,
+        recipe.lr_scheduler.warmup_steps,
+        recipe.training.max_train_steps,
     )
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -74,11 +64,13 @@ def image_grid(images: Tensor, columns: int) -> Image.Image:
     padded = torch.ones(rows * columns, channels, height, width)
     padded[:n] = images.detach().float().cpu().clamp(0, 1)
     grid = padded.view(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
-    return Image.fromarray((grid.reshape(rows * height, columns * width, channels) * 255).round().byte().numpy())
+    return Image.fromarray(
+        (grid.reshape(rows * height, columns * width, channels) * 255).round().byte().numpy()
+    )
 
 
 class RunLog:
-    """Progress bar on the terminal, scalars and pictures in TensorBoard, picture grids as PNG files in the run folder.
+    """Progress bar on the terminal, scalars and pictures in TensorBoard, grids as PNG in the run folder.
 
     Scalars are averaged over the steps since they were last written.
     """
@@ -87,7 +79,9 @@ class RunLog:
         self.recipe = recipe
         self.folder = recipe.folder
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.writer = SummaryWriter(str(self.folder / "tensorboard"))  # type: ignore[no-untyped-call]
+        # What a killed run logged after its last checkpoint happens again: the first telling is hidden.
+        purge = start + 1 if start else None
+        self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge)
         self.progress = Progress(
             TextColumn(recipe.experiment.name),
             BarColumn(),
@@ -109,7 +103,7 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.progress.stop()
-        self.writer.close()  # type: ignore[no-untyped-call]
+        self.writer.close()
 
     def step(self, step: int, scalars: Mapping[str, float]) -> None:
         """Count one finished step (1-based) with its scalars."""
@@ -127,7 +121,7 @@ class RunLog:
     def scalars(self, step: int, prefix: str, values: Mapping[str, float]) -> None:
         """Write scalars at `step` at once."""
         for key, value in values.items():
-            self.writer.add_scalar(f"{prefix}/{key}", value, step)  # type: ignore[no-untyped-call]
+            self.writer.add_scalar(f"{prefix}/{key}", value, step)
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
         """Write evaluation results and print them above the bar."""
@@ -140,5 +134,4 @@ class RunLog:
         """Save `images` f32 (n, 3, H, W) as a grid."""
         grid = image_grid(images, columns)
         grid.save(self.folder / f"{name}-{step:08d}.png")
-        self.writer.add_image(name, np.array(grid), step, dataformats="HWC")  # type: ignore[no-untyped-call]
-
+        self.writer.add_image(name, np.array(grid), step, dataformats="HWC")

@@ -2,20 +2,21 @@
 
 import torch
 
+from models.runtime.torch_runtime import choose_device
 from models.tokenizer import ConvTokenizer
 from training.checkpoints import resume_step, save_checkpoint
 from training.config import TokenizerRecipe
 from training.data import evaluation_batches, training_loader
 from training.ema import Ema
-from training.losses import tokenizer_loss
+from training.losses import entropy_annealing, tokenizer_loss
 from training.metrics import psnr
-from training.run import RunLog, autocast, make_optimizer, optimizer_step, pick_device, seed_step
+from training.run import RunLog, autocast, make_optimizer, optimizer_step, seed_step
 
 
 def train_tokenizer(recipe: TokenizerRecipe, *, resume: bool = False) -> ConvTokenizer:
     """Run `recipe` to its last step and return the averaged network, in eval mode."""
     loop = recipe.training
-    device = pick_device(loop.device)
+    device = choose_device(loop.device)
     torch.manual_seed(loop.seed)
     network = ConvTokenizer(recipe.model).to(device)
     ema = Ema(network, loop.ema_decay)
@@ -31,7 +32,8 @@ def train_tokenizer(recipe: TokenizerRecipe, *, resume: bool = False) -> ConvTok
             with autocast(device, loop.mixed_precision):
                 reconstruction, quantized = network(images)
             assert quantized.losses is not None
-            loss = tokenizer_loss(images, reconstruction, quantized.losses, step, recipe.losses)
+            annealing = entropy_annealing(step, recipe)
+            loss = tokenizer_loss(images, reconstruction, quantized.losses, annealing, recipe.losses)
             norm = optimizer_step(recipe, network, optimizer, loss.total, step)
             ema.update(network)
 
@@ -54,7 +56,7 @@ def evaluate(network: ConvTokenizer, recipe: TokenizerRecipe, device: torch.devi
         reconstruction, quantized = network(batch.images.to(device))
         ratios.append(psnr(reconstruction.clamp(0, 1).cpu(), batch.images))
         codes.append(quantized.indices.flatten().cpu())
-    used = torch.cat(codes).unique().numel() / recipe.model.num_codes
+    used = torch.unique(torch.cat(codes)).numel() / recipe.model.num_codes
     return {"psnr_db": torch.cat(ratios).mean().item(), "codebook_usage": used}
 
 

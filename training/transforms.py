@@ -1,4 +1,4 @@
-"""Augmentation of training pictures and the fixed fit of evaluation pictures (Pillow, NumPy random numbers)."""
+"""Augmentation of training pictures and the fixed fit of evaluation pictures (Pillow, NumPy)."""
 
 import math
 
@@ -36,7 +36,7 @@ def random_crop(image: Image.Image, config: DatasetConfig, rng: np.random.Genera
     box = crop_box(image.size, config.crop_scale, config.crop_ratio, rng)
     size = (config.image_size, config.image_size)
     if box != (0, 0, *image.size) or image.size != size:
-        image = image.resize(size, FILTERS[config.interpolation], box=box, reducing_gap=None)
+        image = image.resize(size, FILTERS[config.interpolation], box=box)
     if config.flip and rng.random() < 0.5:
         image = ImageOps.mirror(image)
     return image

@@ -46,7 +46,7 @@ class StepBatch:
 
 @dataclass(frozen=True)
 class StepResult:
-    """`tokens` i64 (B, N, m) for the next step, `drawn` i64 (B, N, m) before re-masking: a last step's result."""
+    """`tokens` i64 (B, N, m) for the next step, `drawn` i64 (B, N, m) before re-masking: a last result."""
 
     tokens: Integers
     drawn: Integers

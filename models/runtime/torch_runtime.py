@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import fields
 
 import numpy as np
@@ -27,22 +29,30 @@ STRICT_BUCKET = 4
 
 def choose_device(name: str) -> torch.device:
     """The device `name`; `auto` is CUDA where there is one, else the CPU."""
-    if name not in ("auto", "cpu", "cuda") and not name.startswith("cuda:"):
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise RuntimeUnavailable(f"device is {name!r}; allowed are auto, cpu, cuda and cuda:<number>")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise RuntimeUnavailable(f"device {name!r}: PyTorch sees {torch.cuda.device_count()} CUDA GPUs; use auto or cpu")
+        raise RuntimeUnavailable(
+            f"device {name!r}: PyTorch sees {torch.cuda.device_count()} CUDA GPUs; use auto or cpu"
+        )
     return device
+
+
+def full_precision() -> AbstractContextManager[None]:
+    """CUDA convolutions in fp32: PyTorch's default is TF32, whose 10-bit mantissa flips signs of latents."""
+    flags: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    return flags
 
 
 class TorchRuntime:
     """Runtime of a bundle in PyTorch.
 
-    `precision` concerns the generator (`auto`: bf16 on CUDA, fp32 on CPU); the tokenizer stays in fp32, because a
-    bit is the sign of a latent. With `strict` every network call has one and the same number of rows, so that a
-    row's tokens are bit-equal in any company.
+    `precision` concerns the generator (`auto`: bf16 on CUDA, fp32 on CPU); the tokenizer stays in fp32,
+    because a bit is the sign of a latent. With `strict` every network call has one and the same number of
+    rows, so that a row's tokens are bit-equal in any company.
     """
 
     name = "torch"
@@ -51,7 +61,9 @@ class TorchRuntime:
         self, bundle: Bundle, *, device: str = "auto", precision: str = "auto", strict: bool = False
     ) -> None:
         self.device = choose_device(device)
-        self.precision = ("bf16" if self.device.type == "cuda" else "fp32") if precision == "auto" else precision
+        self.precision = (
+            ("bf16" if self.device.type == "cuda" else "fp32") if precision == "auto" else precision
+        )
         if self.precision not in DTYPES:
             raise RuntimeUnavailable(f"precision is {precision!r}; allowed are auto, {', '.join(DTYPES)}")
         usual = CUDA_BUCKETS if self.device.type == "cuda" else CPU_BUCKETS
@@ -74,14 +86,16 @@ class TorchRuntime:
     @torch.inference_mode()
     def encode(self, images: Pixels) -> Integers:
         """Token indices i64 (B, h, w) of pictures u8 (B, H, W, 3)."""
-        pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 255
-        indices = self._bucketed(lambda x: self.tokenizer.encode(x).indices, pixels)
+        pixels = torch.tensor(images, device=self.device).permute(0, 3, 1, 2).float() / 255
+        with full_precision():
+            indices = self._bucketed(lambda x: self.tokenizer.encode(x).indices, pixels)
         return indices.cpu().numpy()
 
     @torch.inference_mode()
     def decode(self, indices: Integers) -> Pixels:
         """Pictures u8 (B, H, W, 3) of token indices i64 (B, h, w)."""
-        pixels = self._bucketed(self.tokenizer.decode_indices, torch.from_numpy(indices).to(self.device))
+        with full_precision():
+            pixels = self._bucketed(self.tokenizer.decode_indices, torch.tensor(indices, device=self.device))
         # round-to-nearest of the clamped picture, as PNG writers of [0, 1] floats do
         return (pixels.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
@@ -123,7 +137,8 @@ class TorchRuntime:
 
     def warm_up(self) -> None:
         """Run every bucket once, so that the first request meets no slow start."""
-        for rows in self.buckets:
+        # A GPU builds its kernels per shape; a CPU has only its thread pool to start.
+        for rows in self.buckets if self.device.type == "cuda" else self.buckets[:1]:
             side = self.image_size
             self.decode(self.encode(np.zeros((rows, side, side, 3), dtype=np.uint8)))
             if self.generator is not None:

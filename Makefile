@@ -1,0 +1,56 @@
+# Two commands matter: `make run` serves the bundled model, `make test` checks everything.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+HOST ?= 127.0.0.1
+PORT ?= 8000
+PYTEST_ARGS ?=
+
+.PHONY: help run setup test lint check format clean
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.run: pyproject.toml constraints.txt
+	@echo "== setting up $(VENV) to run the service"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[cpu]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt
+	@echo "== setting up $(VENV) for development"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.run
+
+run: $(VENV)/.run  ## set up and serve the bundled model with its page (HOST, PORT)
+	@echo "== serving on http://$(HOST):$(PORT); Ctrl-C stops"
+	@$(BIN)/maskbit serve --host $(HOST) --port $(PORT)
+
+setup: $(VENV)/.dev  ## make the virtual environment with everything for development
+
+lint: $(VENV)/.dev  ## ruff: style and common errors
+	@echo "== ruff"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+check: lint  ## lint, types (mypy strict), import contracts
+	@echo "== mypy"
+	@$(BIN)/mypy
+	@echo "== import-linter"
+	@$(BIN)/lint-imports --no-cache
+
+test: check  ## everything: check, then all tests (PYTEST_ARGS)
+	@echo "== pytest"
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+format: $(VENV)/.dev  ## let ruff rewrite files
+	@echo "== formatting"
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:  ## remove the virtual environment and caches
+	@echo "== removing $(VENV) and caches"
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

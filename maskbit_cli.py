@@ -1,0 +1,87 @@
+"""The `maskbit` command: mounts the commands that each package keeps in its own cli.py."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, NoReturn
+
+import typer
+
+from models.errors import MaskBitError
+
+# name -> (module, its Typer application or command function, help); imported when the command is called
+COMMANDS = {
+    "serve": ("service.cli", "serve", "Start Redis, a worker and the gateway with its page, as one."),
+    "gateway": ("service.cli", "gateway", "Start the HTTP gateway alone."),
+    "worker": ("service.cli", "worker", "Start a worker alone."),
+    "generate": ("models.cli", "generate", "Draw pictures of a class, without a server."),
+    "tokenize": ("models.cli", "tokenize", "Turn a picture into bit tokens, without a server."),
+    "detokenize": ("models.cli", "detokenize", "Turn bit tokens into a picture, without a server."),
+    "inspect": ("models.cli", "inspect", "Say what a bundle holds, and check its files."),
+    "train": ("training.cli", "train_app", "Train a tokenizer, a generator or a classifier."),
+    "data": ("training.cli", "data_app", "Make training shards from a folder, or draw a synthetic set."),
+    "evaluate": ("training.cli", "evaluate_app", "Measure the quality of a bundle."),
+    "bench": ("service.cli", "bench_app", "Measure the speed of models and service on this machine."),
+}
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            typer.echo(f"maskbit {version('maskbit-serve')}")
+        except PackageNotFoundError:
+            typer.echo("maskbit, not installed as a package")
+        raise typer.Exit
+
+
+def options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """MaskBit: train, compile and serve image generation with bit tokens."""
+
+
+def build_app(names: Sequence[str]) -> typer.Typer:
+    """The application with the commands `names`, whose modules are imported here."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, callback=options)
+    for name in names:
+        module, attribute, text = COMMANDS[name]
+        found = getattr(importlib.import_module(module), attribute)
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=name, help=text)
+        else:
+            app.command(name, help=text)(found)
+    return app
+
+
+def main() -> None:
+    """Entry point: wrong use and foreseen errors become one line on standard error and exit code 2."""
+    called = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    app = build_app([called] if called in COMMANDS else list(COMMANDS))
+    try:
+        code = app(standalone_mode=False, prog_name="maskbit")
+    except MaskBitError as exc:
+        _fail(str(exc))
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except Exception as exc:
+        # Typer carries its own copy of click or uses the installed one: either way usage errors format themselves.
+        if not hasattr(exc, "format_message"):
+            raise
+        context = getattr(exc, "ctx", None)
+        path = context.command_path if context is not None else "maskbit"
+        _fail(f"{exc.format_message().rstrip('.')}; see '{path} --help'")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"maskbit: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Pictures on their way from all-masked to drawn, stepped together through any runtime (NumPy)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from models import bits
+from models.bundle import Manifest
+from models.config import GeneratorConfig, SamplingConfig
+from models.errors import InputError, RuntimeUnavailable
+from models.noise import check_seed, step_uniforms
+from models.runtime.base import Integers, Runtime, StepBatch
+from models.schedule import StepPlan, plan_steps
+
+
+@dataclass(eq=False, kw_only=True)
+class Drawing:
+    """One picture: `tokens` i64 (N, m) is its state before step number `step` of `plans`, then its result."""
+
+    label: int
+    seed: int
+    plans: Sequence[StepPlan]
+    tokens: Integers
+    step: int = 0
+
+    @classmethod
+    def start(
+        cls, config: GeneratorConfig, sampling: SamplingConfig, label: int, seed: int, **extra: Any
+    ) -> Self:
+        """A picture of class `label`, all masked; InputError for a label, seed or step count out of range."""
+        if not 0 <= label < config.nclass:
+            raise InputError(f"class {label} is unknown; allowed are 0 to {config.nclass - 1}")
+        shape = (config.num_tokens, config.codebook_splits)
+        return cls(
+            label=label,
+            seed=check_seed(seed),
+            plans=plan_steps(sampling, shape[0] * shape[1]),
+            tokens=np.full(shape, config.group_codes, dtype=np.int64),
+            **extra,
+        )
+
+    @property
+    def plan(self) -> StepPlan:
+        """Numbers of the next step."""
+        return self.plans[self.step]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step is done."""
+        return self.step == len(self.plans)
+
+    @property
+    def steps_left(self) -> int:
+        """Steps that this picture still needs."""
+        return len(self.plans) - self.step
+
+
+def step_batch(drawings: Sequence[Drawing]) -> StepBatch:
+    """The runtime's inputs for the next step; every picture's noise is that of its own seed and step."""
+    noise = [step_uniforms(one.seed, one.step, one.tokens.shape) for one in drawings]
+    plans = [one.plan for one in drawings]
+    return StepBatch(
+        tokens=np.stack([one.tokens for one in drawings]),
+        labels=np.array([one.label for one in drawings], dtype=np.int64),
+        guidance_scale=np.array([plan.guidance_scale for plan in plans], dtype=np.float32),
+        temperature=np.array([plan.temperature for plan in plans], dtype=np.float32),
+        noise_temperature=np.array([plan.noise_temperature for plan in plans], dtype=np.float32),
+        mask_count=np.array([plan.mask_count for plan in plans], dtype=np.int64),
+        category_uniforms=np.stack([category for category, _ in noise]),
+        confidence_uniforms=np.stack([confidence for _, confidence in noise]),
+    )
+
+
+def advance(runtime: Runtime, drawings: Sequence[Drawing]) -> Integers:
+    """One step of every picture; returns the groups i64 (B, N, m) that were drawn, before re-masking."""
+    result = runtime.step(step_batch(drawings))
+    for one, tokens, drawn in zip(drawings, result.tokens, result.drawn, strict=True):
+        one.step += 1
+        one.tokens = drawn if one.finished else tokens
+    return result.drawn
+
+
+def grids_of(manifest: Manifest, groups: Integers) -> Integers:
+    """Token indices i64 (B, h, w) of drawn `groups` i64 (B, N, m)."""
+    return bits.join_groups(groups, manifest.tokenizer.bits).reshape(-1, manifest.grid, manifest.grid)
+
+
+def generator_of(manifest: Manifest) -> GeneratorConfig:
+    """The generator's configuration; RuntimeUnavailable when the bundle has none."""
+    if manifest.generator is None:
+        raise RuntimeUnavailable(
+            f"the bundle {manifest.name} has no generator: it tokenizes and detokenizes only"
+        )
+    return manifest.generator
+
+
+def draw(
+    runtime: Runtime,
+    manifest: Manifest,
+    sampling: SamplingConfig,
+    labels: Sequence[int],
+    seeds: Sequence[int],
+    on_step: Callable[[int], None] = lambda _: None,
+) -> Integers:
+    """Token indices i64 (B, h, w) of one picture per label and seed, drawn in one batch.
+
+    `on_step` hears how many steps are done.
+    """
+    config = generator_of(manifest)
+    drawings = [
+        Drawing.start(config, sampling, label, seed) for label, seed in zip(labels, seeds, strict=True)
+    ]
+    for step in range(sampling.steps):
+        advance(runtime, drawings)
+        on_step(step + 1)
+    return grids_of(manifest, np.stack([one.tokens for one in drawings]))

@@ -1,0 +1,135 @@
+"""What the service answers: pydantic models that build the JSON and describe it in /openapi.json.
+
+Only the fields that were given are written.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from starlette.responses import Response
+
+
+class Answer(BaseModel):
+    """Base of all answers."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    def response(self, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+        """This answer as HTTP."""
+        text = self.model_dump_json(exclude_unset=True)
+        return Response(text, status, headers, media_type="application/json")
+
+
+class Usage(Answer):
+    """The work behind an answer; times in milliseconds."""
+
+    steps: int
+    queue_ms: float
+    compute_ms: float
+
+
+class ImageAnswer(Answer):
+    """One picture: a file in base64, or its tokens for the format `tokens`; if drawn, class and seed."""
+
+    class_id: int | None = None
+    class_name: str | None = None
+    seed: int | None = None
+    format: str
+    b64: str | None = None
+    indices: list[list[int]] | None = None
+    tokens: list[list[str]] | None = None
+
+
+class PicturesAnswer(Answer):
+    """Answer of generate and detokenize."""
+
+    images: list[ImageAnswer]
+    model: str
+    usage: Usage
+    id: str
+
+
+class TokensAnswer(Answer):
+    """Answer of tokenize for one picture; bit 0 of a token comes first."""
+
+    model: str
+    grid: tuple[int, int]
+    bits_per_token: int
+    bit_order: str
+    tokens: list[list[str]] | None = None
+    indices: list[list[int]] | None = None
+    packed: str | None = None
+
+
+class TokensListAnswer(Answer):
+    """Answer of tokenize for several pictures."""
+
+    results: list[TokensAnswer]
+
+
+class ErrorDetail(Answer):
+    """What went wrong, for programs (`code`) and for people (`message`)."""
+
+    code: str
+    message: str
+    request_id: str
+
+
+class ErrorAnswer(Answer):
+    """The body of every error."""
+
+    error: ErrorDetail
+
+
+class JobAnswer(Answer):
+    """A job: queued, running, done, failed, cancelled or expired; `position` is the number of jobs ahead."""
+
+    id: str
+    kind: str
+    state: str
+    position: int | None = None
+    result: PicturesAnswer | TokensAnswer | TokensListAnswer | None = None
+    error: ErrorDetail | None = None
+
+
+class ClassAnswer(Answer):
+    """One class of the model."""
+
+    id: int
+    name: str
+
+
+class ClassesAnswer(Answer):
+    """The classes of the model."""
+
+    classes: list[ClassAnswer]
+
+
+class InfoAnswer(Answer):
+    """What is served; `runtime` is that of the living workers."""
+
+    model: str
+    bundle: str
+    image_size: int
+    grid: tuple[int, int]
+    bits: int
+    runtime: str | None
+    has_generator: bool
+    defaults: dict[str, int | float | str]
+    limits: dict[str, Any]
+    licence: str
+
+
+class LiveAnswer(Answer):
+    """The process is up."""
+
+    alive: bool
+
+
+class ReadyAnswer(Answer):
+    """Requests can be served, by these workers."""
+
+    ready: bool
+    workers: list[dict[str, Any]]

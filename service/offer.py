@@ -1,0 +1,98 @@
+"""What a gateway offers by its bundle and settings: bounds and names that requests are checked against."""
+
+from __future__ import annotations
+
+import difflib
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+
+from models.bundle import Bundle
+from models.config import SamplingConfig
+from service.errors import InvalidRequest
+from service.settings import Settings
+
+_SUGGESTIONS = 3
+
+
+@dataclass(frozen=True)
+class Offer:
+    """`max_steps`: the bit groups of a picture, 0 without a generator. `num_codes`: of token indices."""
+
+    model: str
+    bundle: str
+    licence: str
+    image_size: int
+    grid: tuple[int, int]
+    bits: int
+    num_codes: int
+    class_names: tuple[str, ...]
+    sampling: SamplingConfig
+    max_steps: int
+    max_images: int
+    upload_bytes: int
+
+    @classmethod
+    def of(cls, bundle: Bundle, settings: Settings) -> Offer:
+        """The offer of a gateway with these settings in front of workers with this bundle."""
+        manifest = bundle.manifest
+        generator = manifest.generator
+        return cls(
+            model=manifest.name,
+            bundle=bundle.ref,
+            licence=manifest.licence,
+            image_size=manifest.image_size,
+            grid=(manifest.grid, manifest.grid),
+            bits=manifest.tokenizer.bits,
+            num_codes=manifest.tokenizer.num_codes,
+            class_names=manifest.class_names,
+            sampling=manifest.sampling,
+            max_steps=generator.num_tokens * generator.codebook_splits if generator else 0,
+            max_images=settings.max_images,
+            upload_bytes=settings.upload_bytes,
+        )
+
+    @property
+    def has_generator(self) -> bool:
+        """Whether pictures can be drawn."""
+        return self.max_steps > 0
+
+    def check_class_id(self, class_id: int) -> int:
+        """Return `class_id`; InvalidRequest when there is no such class."""
+        if not 0 <= class_id < len(self.class_names):
+            raise InvalidRequest(f"class_id is {class_id}; allowed are 0 to {len(self.class_names) - 1}")
+        return class_id
+
+    def class_id(self, name: str) -> int:
+        """The class called `name`; InvalidRequest, with the nearest names, unless there is exactly one."""
+        ids = self._ids.get(name, [])
+        if len(ids) == 1:
+            return ids[0]
+        if ids:
+            several = " and ".join(map(str, ids))
+            raise InvalidRequest(
+                f"class_name {name!r} is the name of the classes {several}; use class_id instead"
+            )
+        near = difflib.get_close_matches(_plain(name), self._plain_names, _SUGGESTIONS, cutoff=0.5)
+        hint = " or ".join(repr(self._plain_names[one]) for one in near) or "one of those in GET /classes"
+        raise InvalidRequest(f"class_name is {name!r}, which is unknown; did you mean {hint}?")
+
+    def search(self, text: str) -> list[int]:
+        """Ids of the classes whose name contains `text`, in any case, with spaces for underscores."""
+        wanted = _plain(text)
+        return [index for index, name in enumerate(self.class_names) if wanted in _plain(name)]
+
+    @cached_property
+    def _ids(self) -> dict[str, list[int]]:
+        ids: dict[str, list[int]] = defaultdict(list)
+        for index, name in enumerate(self.class_names):
+            ids[name].append(index)
+        return dict(ids)
+
+    @cached_property
+    def _plain_names(self) -> dict[str, str]:
+        return {_plain(name): name for name in self.class_names}
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace("_", " ").strip()

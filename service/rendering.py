@@ -1,0 +1,100 @@
+"""Finished jobs -> answers."""
+
+import base64
+from urllib.parse import quote
+
+from starlette.responses import Response
+
+from models import bits
+from models.bits import Indices
+from service.answers import ImageAnswer, PicturesAnswer, TokensAnswer, TokensListAnswer, Usage
+from service.errors import JobFailed
+from service.job import JobView
+from service.offer import Offer
+from service.payloads import PICTURE_FORMATS, TokenGrids
+from service.results import Drawing
+
+
+def drawing_of(view: JobView) -> Drawing:
+    """The result of a done generate or detokenize job."""
+    return Drawing.unpack(_result(view))
+
+
+def grids_of(view: JobView) -> Indices:
+    """The result of a done tokenize job, i64 (count, h, w)."""
+    return TokenGrids.unpack(_result(view)).array()
+
+
+def usage_of(view: JobView, drawing: Drawing) -> Usage:
+    """What the pictures took."""
+    queue_ms = max(0, view.started_ms - view.created_ms)
+    return Usage(steps=drawing.steps, queue_ms=queue_ms, compute_ms=round(drawing.compute_ms, 3))
+
+
+def pictures_answer(view: JobView, drawing: Drawing, offer: Offer) -> PicturesAnswer:
+    """The answer of generate and detokenize."""
+    images = [image_answer(drawing, index, offer) for index in range(len(drawing.files))]
+    return PicturesAnswer(images=images, model=offer.model, usage=usage_of(view, drawing), id=view.id)
+
+
+def image_answer(drawing: Drawing, index: int, offer: Offer) -> ImageAnswer:
+    """Picture `index`."""
+    fields: dict[str, object] = {}
+    if drawing.class_ids:
+        class_id = drawing.class_ids[index]
+        name = offer.class_names[class_id]
+        fields = {"class_id": class_id, "class_name": name, "seed": drawing.seeds[index]}
+    fields["format"] = drawing.format
+    data = drawing.files[index]
+    if drawing.format == "tokens":
+        grid = TokenGrids.unpack(data).array()[0]
+        fields |= {"indices": grid.tolist(), "tokens": bits.to_strings(grid, offer.bits)}
+    else:
+        fields["b64"] = base64.b64encode(data).decode()
+    # Every value is our own; validating megabytes of base64 again would only cost time.
+    return ImageAnswer.model_construct(**fields)  # type: ignore[arg-type]
+
+
+def wants_picture(accept: str, file_format: str) -> bool:
+    """Whether an Accept header asks for the picture itself."""
+    ranges = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
+    return file_format in PICTURE_FORMATS and bool(ranges & {"image/*", f"image/{file_format}"})
+
+
+def picture_response(drawing: Drawing, job_id: str, offer: Offer) -> Response:
+    """The only picture of `drawing` itself, its seed and class in headers."""
+    headers = {"X-Job-ID": job_id}
+    if drawing.class_ids:
+        class_id = drawing.class_ids[0]
+        # Percent-encoded: headers hold no more than ASCII safely.
+        name = quote(offer.class_names[class_id], safe=" ,'()")
+        headers |= {"X-Seed": str(drawing.seeds[0]), "X-Class-ID": str(class_id), "X-Class-Name": name}
+    return Response(drawing.files[0], headers=headers, media_type=f"image/{drawing.format}")
+
+
+def tokens_answer(grids: Indices, encoding: str, offer: Offer) -> TokensAnswer | TokensListAnswer:
+    """The answer of tokenize: of one picture, or a list of several."""
+    answers = [_grid_answer(grid, encoding, offer) for grid in grids]
+    return answers[0] if len(answers) == 1 else TokensListAnswer(results=answers)
+
+
+def _grid_answer(grid: Indices, encoding: str, offer: Offer) -> TokensAnswer:
+    fields: dict[str, object] = {
+        "model": offer.model,
+        "grid": grid.shape,
+        "bits_per_token": offer.bits,
+        "bit_order": "lsb-first",
+    }
+    if encoding == "packed":
+        fields["packed"] = base64.b64encode(bits.pack(grid, offer.bits)).decode()
+    else:
+        fields["indices"] = grid.tolist()
+    if encoding == "bits":
+        fields["tokens"] = bits.to_strings(grid, offer.bits)
+    return TokensAnswer.model_construct(**fields)  # type: ignore[arg-type]
+
+
+def _result(view: JobView) -> bytes:
+    if view.result is None:
+        raise JobFailed(f"job {view.id} is done, but its result is gone")
+    return view.result

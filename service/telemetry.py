@@ -1,0 +1,139 @@
+"""Prometheus metrics of gateway and worker: every name and label set is defined here."""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+from service.job import CANCELLED, DONE, ERROR, EXPIRED, Depth, JobView
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+_HTTP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_JOB_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
+_STEP_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+_METHODS = frozenset({"GET", "POST", "DELETE", "HEAD", "PUT", "PATCH", "OPTIONS"})
+_OUTCOMES = {DONE: "done", ERROR: "failed", CANCELLED: "cancelled", EXPIRED: "expired"}
+
+
+class GatewayMetrics:
+    """Metrics of one gateway process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._http_requests = Counter(
+            "maskbit_http_requests", "HTTP answers", ["route", "method", "code"], registry=registry
+        )
+        self._http_seconds = Histogram(
+            "maskbit_http_request_seconds",
+            "Time from the headers to the end of the answer",
+            ["route"],
+            buckets=_HTTP_BUCKETS,
+            registry=registry,
+        )
+        self._queue_wait = Histogram(
+            "maskbit_queue_wait_seconds",
+            "Time from acceptance to the last start of a job",
+            ["kind"],
+            buckets=_JOB_BUCKETS,
+            registry=registry,
+        )
+        self._request_seconds = Histogram(
+            "maskbit_request_seconds",
+            "Time from acceptance to the end of a job",
+            ["kind", "outcome"],
+            buckets=_JOB_BUCKETS,
+            registry=registry,
+        )
+        self._queue_depth = Gauge(
+            "maskbit_queue_depth", "Jobs that wait in a queue", ["kind"], registry=registry
+        )
+        self._oldest_age = Gauge(
+            "maskbit_oldest_job_age_seconds", "Age of the oldest job of a queue", ["kind"], registry=registry
+        )
+        self._jobs = Counter(
+            "maskbit_jobs", "Accepted jobs that ended", ["kind", "outcome"], registry=registry
+        )
+        self._shed = Counter("maskbit_shed", "Requests turned away", ["reason"], registry=registry)
+
+    def http(self, route: str, method: str, code: int, seconds: float) -> None:
+        """One HTTP exchange; `route` is a template, never a path."""
+        self._http_requests.labels(route, method if method in _METHODS else "other", str(code)).inc()
+        self._http_seconds.labels(route).observe(seconds)
+
+    def job_ended(self, view: JobView) -> None:
+        """A job that this gateway accepted is terminal."""
+        outcome = _OUTCOMES[view.state]
+        self._jobs.labels(view.kind, outcome).inc()
+        self._request_seconds.labels(view.kind, outcome).observe(_seconds(view.created_ms, view.finished_ms))
+        if view.started_ms:
+            self._queue_wait.labels(view.kind).observe(_seconds(view.created_ms, view.started_ms))
+
+    def shed(self, reason: str) -> None:
+        """A request was turned away; `reason` is an error code of the service."""
+        self._shed.labels(reason).inc()
+
+    def queues(self, depth: Depth | None) -> None:
+        """What the queues look like now; None when Redis does not say."""
+        self._queue_depth.clear()
+        self._oldest_age.clear()
+        for name, one in depth.queues.items() if depth else ():
+            self._queue_depth.labels(name).set(one.waiting)
+            self._oldest_age.labels(name).set(one.oldest_age_s)
+
+    def render(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self.registry)
+
+
+class WorkerMetrics:
+    """Metrics of one worker process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.step_seconds = _histogram(
+            registry, "maskbit_step_seconds", "One sampling step", _STEP_BUCKETS, ["bucket"]
+        )
+        self.step_rows = _histogram(
+            registry, "maskbit_step_rows", "Pictures in a sampling step", _ROW_BUCKETS
+        )
+        self.slots_active = Gauge("maskbit_slots_active", "Pictures being drawn", registry=registry)
+        self.slots_total = Gauge("maskbit_slots_total", "Pictures that fit at a time", registry=registry)
+        self.encode_seconds = _histogram(
+            registry, "maskbit_encode_seconds", "One batch of pictures to tokens", _STEP_BUCKETS
+        )
+        self.decode_seconds = _histogram(
+            registry, "maskbit_decode_seconds", "One batch of tokens to pictures", _STEP_BUCKETS
+        )
+        self.images = Counter("maskbit_images", "Pictures drawn", registry=registry)
+        self.steps_saved = Counter(
+            "maskbit_steps_saved", "Steps not run since a job was cancelled", registry=registry
+        )
+        self.redeliveries = Counter(
+            "maskbit_redeliveries", "Jobs taken over after a lost attempt", registry=registry
+        )
+        self.model_info = Gauge(
+            "maskbit_model_info",
+            "1 for what is loaded",
+            ["bundle", "runtime", "precision"],
+            registry=registry,
+        )
+        self.gpu_memory = Gauge(
+            "maskbit_gpu_memory_bytes", "GPU memory that this process holds", registry=registry
+        )
+
+    def render(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self.registry)
+
+
+def _histogram(
+    registry: CollectorRegistry, name: str, text: str, buckets: Iterable[float], labels: Iterable[str] = ()
+) -> Histogram:
+    return Histogram(name, text, tuple(labels), buckets=tuple(buckets), registry=registry)
+
+
+def _seconds(start_ms: int, end_ms: int) -> float:
+    return max(0, end_ms - start_ms) / 1000

@@ -1,0 +1,86 @@
+"""From settings to a running worker: bundle, runtime, warm-up, metrics, queue (`maskbit worker`)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+import uuid
+
+import torch
+from prometheus_client import start_http_server
+
+from models.bundle import open_bundle
+from models.runtime.loading import load_runtime
+from service.consumer import Consumer
+from service.errors import Unavailable
+from service.job import QueueLimits
+from service.keys import Keys
+from service.settings import Settings
+from service.telemetry import WorkerMetrics
+from service.worker import Worker, stop_on_signals
+
+log = logging.getLogger(__name__)
+
+
+def queue_limits(settings: Settings) -> QueueLimits:
+    """The bounds of the queue that gateway and worker share."""
+    return QueueLimits(
+        open_jobs=settings.open_jobs,
+        tenant_jobs=settings.tenant_jobs,
+        result_ttl_s=settings.result_ttl_s,
+        lease_s=settings.lease_s,
+    )
+
+
+def run_worker(settings: Settings) -> None:
+    """Serve jobs until SIGTERM or SIGINT. Weights are loaded and warm before the worker announces itself."""
+    if settings.redis_url is None:
+        raise Unavailable(
+            "a worker needs a Redis: set MASKBIT_REDIS_URL or --redis-url (maskbit serve brings its own)"
+        )
+    started = time.monotonic()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    bundle = open_bundle(settings.bundle)
+    runtime = load_runtime(
+        bundle,
+        settings.runtime,
+        device=settings.device,
+        precision=settings.precision,
+        strict=settings.deterministic == "strict",
+    )
+    runtime.warm_up()
+    metrics = WorkerMetrics()
+    if settings.metrics_port is not None:
+        _serve_metrics(settings, metrics)
+    worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    limits = queue_limits(settings)
+    keys = Keys(bundle.manifest.name, bundle.revision)
+    worker = Worker(
+        Consumer(settings.redis_url, keys, worker_id, limits),
+        runtime,
+        bundle,
+        slots=settings.slots,
+        lease_s=settings.lease_s,
+        drain_s=settings.drain_s,
+        metrics=metrics,
+    )
+    stop_on_signals(worker)
+    log.info(
+        "worker %s ready with %s on %s after %.1f s",
+        worker_id,
+        bundle.ref,
+        runtime.name,
+        time.monotonic() - started,
+    )
+    worker.run()
+
+
+def _serve_metrics(settings: Settings, metrics: WorkerMetrics) -> None:
+    assert settings.metrics_port is not None
+    try:
+        start_http_server(settings.metrics_port, settings.host, registry=metrics.registry)
+    except OSError as exc:
+        log.warning("no worker metrics on port %d: %s", settings.metrics_port, exc.strerror)
