@@ -69,7 +69,7 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
     except Exception as exc:
-        # Typer carries its own copy of click or uses the installed one: either way usage errors format themselves.
+        # Typer brings its own click or uses the installed one: in both, usage errors format themselves.
         if not hasattr(exc, "format_message"):
             raise
         context = getattr(exc, "ctx", None)

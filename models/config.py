@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -29,7 +30,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
     if unknown := sorted(set(values) - set(known)):
         raise ConfigError(f"{cls.__name__}: unknown {', '.join(unknown)}; allowed are {', '.join(known)}")
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    hints = get_type_hints(cls)
+    hints = _type_hints(cls)
     for key, value in given.items():
         if not _fits(value, hints[key]):
             raise ConfigError(f"{cls.__name__}: {key} is {str(value)[:80]!r}; its type is {known[key]}")
@@ -37,6 +38,11 @@ def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
         return cls(**given)
     except TypeError as exc:
         raise ConfigError(f"{cls.__name__}: {exc}") from exc
+
+
+@cache
+def _type_hints(cls: type[Any]) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 def _fits(value: object, hint: Any) -> bool:

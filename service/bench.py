@@ -42,7 +42,8 @@ def bench(*, jobs: int, clients: int) -> Iterator[str]:
             shares = [len(range(k, jobs, clients)) for k in range(clients)]
             latencies = sorted(x for part in pool.map(lambda n: _post_many(port, n), shares) for x in part)
         seconds = time.perf_counter() - started
-        yield f"{clients} clients         {jobs / seconds:8.0f} jobs/s, p50 {_ms(latencies, 0.5)} ms, p99 {_ms(latencies, 0.99)} ms"
+        spread = f"p50 {_ms(latencies, 0.5)} ms, p99 {_ms(latencies, 0.99)} ms"
+        yield f"{clients:3d} clients        {jobs / seconds:8.0f} jobs/s, {spread}"
 
 
 def _ms(ordered: list[float], quantile: float) -> str:

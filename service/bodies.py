@@ -12,20 +12,13 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from service.errors import InvalidRequest, PayloadTooLarge, ServiceError, UnsupportedMedia
+from service.errors import BodyTimeout, InvalidRequest, PayloadTooLarge, UnsupportedMedia
 from service.schemas import parse
 
 T = TypeVar("T")
 
 # Each value of a JSON body can cost an object and an error message; no honest request has so many.
 _MAX_JSON_VALUES = 200_000
-
-
-class BodyTimeout(ServiceError):
-    """The client did not send its body in time."""
-
-    status = 408
-    code = "request_timeout"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from service.bodies import BodyLimits
 from service.decoder_pool import DecoderPool
 from service.errors import InvalidRequest, ServiceError, Unavailable
 from service.fleet import Fleet
-from service.job import DONE, JobView, Kind, NewJob, Priority, QueueLimits
+from service.job import DONE, JobView, Kind, NewJob, Priority
 from service.jobs import JobStore
 from service.keys import Keys
 from service.offer import Offer
@@ -62,7 +62,7 @@ class Desk:
     def __init__(self, settings: Settings, bundle: Bundle, redis_url: str) -> None:
         self.offer = Offer.of(bundle, settings)
         self.metrics = GatewayMetrics()
-        self.jobs = JobStore(redis_url, Keys(bundle.manifest.name, bundle.revision), queue_limits(settings))
+        self.jobs = JobStore(redis_url, Keys(bundle.manifest.name, bundle.revision), settings.queue_limits())
         self.decoders = DecoderPool(settings.decoders, max_pixels=settings.upload_pixels)
         self.fleet = Fleet(self.jobs)
         self.draining = False
@@ -181,16 +181,6 @@ class Desk:
         # Looked at here, since the client who waited for it may have left.
         if not task.cancelled() and (error := task.exception()) and not isinstance(error, ServiceError):
             log.error("a task of the desk failed", exc_info=error)
-
-
-def queue_limits(settings: Settings) -> QueueLimits:
-    """The bounds of the queue under these settings."""
-    return QueueLimits(
-        open_jobs=settings.open_jobs,
-        tenant_jobs=settings.tenant_jobs,
-        result_ttl_s=settings.result_ttl_s,
-        lease_s=settings.lease_s,
-    )
 
 
 def repeat_of(request: Request, content: Callable[[], bytes]) -> Repeat | None:

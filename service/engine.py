@@ -1,8 +1,8 @@
 """The step-level engine: schedule, step, finish.
 
 At every turn it drops what nobody wants any more, admits what waits, runs one batch of tokenize and
-detokenize work, then one sampling step over all active pictures, whatever step each is at. No picture waits for
-another's last step.
+detokenize work, then one sampling step over all active pictures, whatever step each is at. No picture waits
+for another's last step.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class Engine:
         self.listener.failed(task, error)
 
     def step(self, rows: Sequence[Row]) -> None:
-        """One sampling step of `rows`. If it raises, each task is tried alone, so that only the guilty fail."""
+        """One sampling step of `rows`. If it raises, each task is tried alone: only the guilty fail."""
         try:
             self._step(rows)
         except Exception as exc:

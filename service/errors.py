@@ -1,11 +1,11 @@
 """Errors of the service: each carries the HTTP status and the stable code that API.md promises.
 
-    MaskBitError
-    └── ServiceError
-        ├── InvalidRequest 422 · UnsupportedMedia 415 · PayloadTooLarge 413
-        ├── NotFound 404 · ResultExpired 410 · JobCancelled 409 · IdempotencyConflict 422
-        ├── TenantLimit 429 · QueueFull 503 · Unavailable 503
-        └── DeadlinePassed 504 · JobFailed 500 · Poisoned 500
+MaskBitError
+└── ServiceError
+    ├── InvalidRequest 422 · UnsupportedMedia 415 · PayloadTooLarge 413 · BodyTimeout 408
+    ├── NotFound 404 · ResultExpired 410 · JobCancelled 409 · IdempotencyConflict 422
+    ├── TenantLimit 429 · QueueFull 503 · Unavailable 503
+    └── DeadlinePassed 504 · JobFailed 500 · Poisoned 500
 """
 
 from models.errors import MaskBitError
@@ -36,6 +36,11 @@ class UnsupportedMedia(ServiceError):
 class PayloadTooLarge(ServiceError):
     status = 413
     code = "payload_too_large"
+
+
+class BodyTimeout(ServiceError):
+    status = 408
+    code = "request_timeout"
 
 
 class NotFound(ServiceError):

@@ -14,7 +14,7 @@ from starlette.responses import StreamingResponse
 from service.desk import TENANT, Desk, Ticket
 from service.errors import ServiceError
 from service.job import JobView
-from service.rendering import drawing_of, image_answer, usage_of
+from service.rendering import image_answer, pictures_of, usage_of
 
 PING_S = 10.0
 _EVENT_ID = re.compile(r"\d{1,19}(-\d{1,19})?")
@@ -79,9 +79,9 @@ async def _progress(desk: Desk, ticket: Ticket, after: str) -> AsyncIterator[byt
 def _result(desk: Desk, view: JobView) -> Iterator[bytes]:
     done: dict[str, object] = {"id": view.id, "model": desk.offer.model}
     if view.kind != "tokenize":
-        drawing = drawing_of(view)
-        for index in range(len(drawing.files)):
-            image = image_answer(drawing, index, desk.offer).model_dump(exclude_unset=True)
+        pictures = pictures_of(view)
+        for index in range(len(pictures.files)):
+            image = image_answer(pictures, index, desk.offer).model_dump(exclude_unset=True)
             yield frame("image", {"index": index, **image})
-        done["usage"] = usage_of(view, drawing).model_dump()
+        done["usage"] = usage_of(view, pictures).model_dump()
     yield frame("done", done)

@@ -108,8 +108,15 @@ class DetokenizeJob(TokenGrids):
 
 @dataclass(frozen=True)
 class Pictures(Payload):
-    """Result of generate (any format) and detokenize: one encoded file per picture, and the work it took."""
+    """Result of generate and detokenize: one file per picture, and what any gateway needs to answer for it.
+
+    `format` is that of every file; a `tokens` file is a TokenGrids payload of one grid, an `npy` file holds
+    the pixels. `class_ids` and `seeds` are those of the job, one per file; both are empty for detokenize.
+    """
 
     files: tuple[bytes, ...]
     steps: int
     compute_ms: float
+    format: str
+    class_ids: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = ()

@@ -11,13 +11,12 @@ from service.answers import ImageAnswer, PicturesAnswer, TokensAnswer, TokensLis
 from service.errors import JobFailed
 from service.job import JobView
 from service.offer import Offer
-from service.payloads import PICTURE_FORMATS, TokenGrids
-from service.results import Drawing
+from service.payloads import PICTURE_FORMATS, Pictures, TokenGrids
 
 
-def drawing_of(view: JobView) -> Drawing:
+def pictures_of(view: JobView) -> Pictures:
     """The result of a done generate or detokenize job."""
-    return Drawing.unpack(_result(view))
+    return Pictures.unpack(_result(view))
 
 
 def grids_of(view: JobView) -> Indices:
@@ -25,28 +24,28 @@ def grids_of(view: JobView) -> Indices:
     return TokenGrids.unpack(_result(view)).array()
 
 
-def usage_of(view: JobView, drawing: Drawing) -> Usage:
+def usage_of(view: JobView, pictures: Pictures) -> Usage:
     """What the pictures took."""
     queue_ms = max(0, view.started_ms - view.created_ms)
-    return Usage(steps=drawing.steps, queue_ms=queue_ms, compute_ms=round(drawing.compute_ms, 3))
+    return Usage(steps=pictures.steps, queue_ms=queue_ms, compute_ms=round(pictures.compute_ms, 3))
 
 
-def pictures_answer(view: JobView, drawing: Drawing, offer: Offer) -> PicturesAnswer:
+def pictures_answer(view: JobView, pictures: Pictures, offer: Offer) -> PicturesAnswer:
     """The answer of generate and detokenize."""
-    images = [image_answer(drawing, index, offer) for index in range(len(drawing.files))]
-    return PicturesAnswer(images=images, model=offer.model, usage=usage_of(view, drawing), id=view.id)
+    images = [image_answer(pictures, index, offer) for index in range(len(pictures.files))]
+    return PicturesAnswer(images=images, model=offer.model, usage=usage_of(view, pictures), id=view.id)
 
 
-def image_answer(drawing: Drawing, index: int, offer: Offer) -> ImageAnswer:
+def image_answer(pictures: Pictures, index: int, offer: Offer) -> ImageAnswer:
     """Picture `index`."""
     fields: dict[str, object] = {}
-    if drawing.class_ids:
-        class_id = drawing.class_ids[index]
+    if pictures.class_ids:
+        class_id = pictures.class_ids[index]
         name = offer.class_names[class_id]
-        fields = {"class_id": class_id, "class_name": name, "seed": drawing.seeds[index]}
-    fields["format"] = drawing.format
-    data = drawing.files[index]
-    if drawing.format == "tokens":
+        fields = {"class_id": class_id, "class_name": name, "seed": pictures.seeds[index]}
+    fields["format"] = pictures.format
+    data = pictures.files[index]
+    if pictures.format == "tokens":
         grid = TokenGrids.unpack(data).array()[0]
         fields |= {"indices": grid.tolist(), "tokens": bits.to_strings(grid, offer.bits)}
     else:
@@ -61,15 +60,15 @@ def wants_picture(accept: str, file_format: str) -> bool:
     return file_format in PICTURE_FORMATS and bool(ranges & {"image/*", f"image/{file_format}"})
 
 
-def picture_response(drawing: Drawing, job_id: str, offer: Offer) -> Response:
-    """The only picture of `drawing` itself, its seed and class in headers."""
+def picture_response(pictures: Pictures, job_id: str, offer: Offer) -> Response:
+    """The only picture of `pictures` itself, its seed and class in headers."""
     headers = {"X-Job-ID": job_id}
-    if drawing.class_ids:
-        class_id = drawing.class_ids[0]
+    if pictures.class_ids:
+        class_id = pictures.class_ids[0]
         # Percent-encoded: headers hold no more than ASCII safely.
         name = quote(offer.class_names[class_id], safe=" ,'()")
-        headers |= {"X-Seed": str(drawing.seeds[0]), "X-Class-ID": str(class_id), "X-Class-Name": name}
-    return Response(drawing.files[0], headers=headers, media_type=f"image/{drawing.format}")
+        headers |= {"X-Seed": str(pictures.seeds[0]), "X-Class-ID": str(class_id), "X-Class-Name": name}
+    return Response(pictures.files[0], headers=headers, media_type=f"image/{pictures.format}")
 
 
 def tokens_answer(grids: Indices, encoding: str, offer: Offer) -> TokensAnswer | TokensListAnswer:

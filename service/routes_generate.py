@@ -8,7 +8,7 @@ from service.answers import PicturesAnswer
 from service.bodies import read_json
 from service.desk import OpenDesk, repeat_of
 from service.event_stream import event_stream, follow
-from service.rendering import drawing_of, picture_response, pictures_answer, wants_picture
+from service.rendering import picture_response, pictures_answer, pictures_of, wants_picture
 from service.schemas import GENERATE
 
 router = APIRouter(tags=["pictures"])
@@ -43,7 +43,7 @@ async def generate(request: Request, desk: OpenDesk) -> Response:
     if body.stream:
         return event_stream(follow(desk, ticket))
     view = await desk.outcome(ticket, request)
-    drawing = drawing_of(view)
-    if len(drawing.files) == 1 and wants_picture(request.headers.get("accept", ""), drawing.format):
-        return picture_response(drawing, view.id, desk.offer)
-    return pictures_answer(view, drawing, desk.offer).response()
+    pictures = pictures_of(view)
+    if len(pictures.files) == 1 and wants_picture(request.headers.get("accept", ""), pictures.format):
+        return picture_response(pictures, view.id, desk.offer)
+    return pictures_answer(view, pictures, desk.offer).response()

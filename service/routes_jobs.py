@@ -15,7 +15,7 @@ from service.event_stream import event_stream, follow, resume_point
 from service.job import CANCELLED, DONE, ERROR, EXPIRED, QUEUED, RUNNING, JobView
 from service.offer import Offer
 from service.payloads import TokenizeJob
-from service.rendering import drawing_of, grids_of, pictures_answer, tokens_answer
+from service.rendering import grids_of, pictures_answer, pictures_of, tokens_answer
 from service.responses import job_error, request_id_of
 from service.routes_tokens import detokenize_job, fitted
 from service.schemas import ORDER, DetokenizeOrder, GenerateOrder, JobQuery, Order, TokenizeOrder
@@ -141,4 +141,4 @@ def _answer(view: JobView) -> JobAnswer:
 def _result(view: JobView, encoding: str, offer: Offer) -> PicturesAnswer | TokensAnswer | TokensListAnswer:
     if view.kind == "tokenize":
         return tokens_answer(grids_of(view), encoding, offer)
-    return pictures_answer(view, drawing_of(view), offer)
+    return pictures_answer(view, pictures_of(view), offer)

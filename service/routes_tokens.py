@@ -15,10 +15,10 @@ from service.desk import Desk, OpenDesk, Ticket, repeat_of
 from service.errors import InvalidRequest, UnsupportedMedia
 from service.payloads import DetokenizeJob, TokenizeJob
 from service.rendering import (
-    drawing_of,
     grids_of,
     picture_response,
     pictures_answer,
+    pictures_of,
     tokens_answer,
     wants_picture,
 )
@@ -106,10 +106,10 @@ async def detokenize(
         grid = body.grid(desk.offer)
         ticket = await _detokenize(request, desk, grid, body.format or query.format, body.deadline_ms)
     view = await desk.outcome(ticket, request)
-    drawing = drawing_of(view)
-    if wants_picture(request.headers.get("accept", ""), drawing.format):
-        return picture_response(drawing, view.id, desk.offer)
-    return pictures_answer(view, drawing, desk.offer).response()
+    pictures = pictures_of(view)
+    if wants_picture(request.headers.get("accept", ""), pictures.format):
+        return picture_response(pictures, view.id, desk.offer)
+    return pictures_answer(view, pictures, desk.offer).response()
 
 
 async def _detokenize(

@@ -6,6 +6,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.job import QueueLimits
+
 MIB = 1 << 20
 
 
@@ -49,3 +51,12 @@ class Settings(BaseSettings):
     slots: int = Field(16, ge=1, le=1024, description="pictures that a worker draws at the same time")
     threads: int = Field(0, ge=0, description="CPU threads of a worker; 0 = PyTorch's choice")
     drain_s: float = Field(25, ge=0, description="time for running jobs between SIGTERM and their release")
+
+    def queue_limits(self) -> QueueLimits:
+        """The bounds of the queue, which every process of a deployment must share."""
+        return QueueLimits(
+            open_jobs=self.open_jobs,
+            tenant_jobs=self.tenant_jobs,
+            result_ttl_s=self.result_ttl_s,
+            lease_s=self.lease_s,
+        )

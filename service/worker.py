@@ -1,8 +1,8 @@
 """A worker process: claims jobs, feeds the engine, writes results, keeps its leases alive, drains on SIGTERM.
 
-Threads, each with one task: the engine (the main thread), claim, beat, hints, progress, and a small pool that
-encodes pictures and finishes jobs. Whatever fails in one of them ends the process, and the queue gives its jobs
-to another worker.
+Threads, each with one task: the engine (the main thread), claim, beat, hints, progress, and a small pool
+that encodes pictures and finishes jobs. Whatever fails in one of them ends the process, and the queue gives
+its jobs to another worker.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ from service.consumer import Consumer
 from service.engine import Engine, Task
 from service.errors import JobFailed, ServiceError
 from service.job import ClaimedJob
-from service.payloads import DetokenizeJob, GenerateJob, TokenGrids, TokenizeJob
+from service.payloads import DetokenizeJob, GenerateJob, Pictures, TokenGrids, TokenizeJob
 from service.pictures import npy_file, picture_file, tokens_file
-from service.results import Drawing
 from service.scheduler import Row
 from service.telemetry import WorkerMetrics
 
@@ -258,9 +257,9 @@ def result_of(task: Task, compute_ms: float) -> bytes:
         return TokenGrids.of(np.stack([task.grids[k] for k in range(request.count)])).pack()
     files = tuple(_file(task, request.format, k) for k in range(len(task.grids)))
     if isinstance(request, DetokenizeJob):
-        return Drawing(files, 0, compute_ms, request.format, (), ()).pack()
+        return Pictures(files, 0, compute_ms, request.format).pack()
     steps = request.sampling.steps
-    return Drawing(files, steps, compute_ms, request.format, request.class_ids, request.seeds).pack()
+    return Pictures(files, steps, compute_ms, request.format, request.class_ids, request.seeds).pack()
 
 
 def _file(task: Task, file_format: str, image: int) -> bytes:

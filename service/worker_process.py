@@ -15,23 +15,12 @@ from models.bundle import open_bundle
 from models.runtime.loading import load_runtime
 from service.consumer import Consumer
 from service.errors import Unavailable
-from service.job import QueueLimits
 from service.keys import Keys
 from service.settings import Settings
 from service.telemetry import WorkerMetrics
 from service.worker import Worker, stop_on_signals
 
 log = logging.getLogger(__name__)
-
-
-def queue_limits(settings: Settings) -> QueueLimits:
-    """The bounds of the queue that gateway and worker share."""
-    return QueueLimits(
-        open_jobs=settings.open_jobs,
-        tenant_jobs=settings.tenant_jobs,
-        result_ttl_s=settings.result_ttl_s,
-        lease_s=settings.lease_s,
-    )
 
 
 def run_worker(settings: Settings) -> None:
@@ -56,7 +45,7 @@ def run_worker(settings: Settings) -> None:
     if settings.metrics_port is not None:
         _serve_metrics(settings, metrics)
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    limits = queue_limits(settings)
+    limits = settings.queue_limits()
     keys = Keys(bundle.manifest.name, bundle.revision)
     worker = Worker(
         Consumer(settings.redis_url, keys, worker_id, limits),

@@ -18,13 +18,11 @@ from PIL import Image
 
 from models.bundle import Bundle
 from service.consumer import Consumer
-from service.desk import queue_limits
 from service.gateway import create_app
 from service.http_server import GatewayServer, listen, make_server
 from service.job import ClaimedJob
 from service.keys import Keys
-from service.payloads import DetokenizeJob, GenerateJob, TokenGrids, TokenizeJob
-from service.results import Drawing
+from service.payloads import DetokenizeJob, GenerateJob, Pictures, TokenGrids, TokenizeJob
 from service.settings import Settings
 
 
@@ -92,7 +90,7 @@ class FakeWorker:
 
     def start(self) -> None:
         self.gate.set()
-        limits = queue_limits(self.gateway.settings)
+        limits = self.gateway.settings.queue_limits()
         self.consumer = Consumer(self.redis_url, self.gateway.keys, f"fake-{id(self)}", limits)
         self.consumer.announce({"runtime": "noop", "device": "cpu", "bundle": self.gateway.bundle.ref})
         self._threads = [threading.Thread(target=one) for one in (self._work, self._watch)]
@@ -135,11 +133,11 @@ def result_of(kind: str, payload: bytes) -> bytes:
         drawing = GenerateJob.unpack(payload)
         files = tuple(file_of(seed, drawing.format) for seed in drawing.seeds)
         steps = drawing.sampling.steps
-        return Drawing(files, steps, 1.5, drawing.format, drawing.class_ids, drawing.seeds).pack()
+        return Pictures(files, steps, 1.5, drawing.format, drawing.class_ids, drawing.seeds).pack()
     if kind == "detokenize":
         grids = DetokenizeJob.unpack(payload)
         files = tuple(file_of(int(grid.sum()), grids.format) for grid in grids.array())
-        return Drawing(files, 0, 0.5, grids.format, (), ()).pack()
+        return Pictures(files, 0, 0.5, grids.format, (), ()).pack()
     job = TokenizeJob.unpack(payload)
     means = job.images().reshape(job.count, -1).mean(1).astype(np.int64)
     grids = (np.arange(64).reshape(1, 8, 8) + means[:, None, None]) % 64

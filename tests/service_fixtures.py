@@ -58,7 +58,8 @@ def stop(process: subprocess.Popen[bytes]) -> int:
 def serving(folder: Path, *arguments: str, **environment: str) -> Iterator[Running]:
     """`maskbit serve` on a free port, ready."""
     port, log = free_port(), folder / "serve.log"
-    process = start("serve", "--port", str(port), "--state-dir", str(folder / "state"), *arguments, log=log, **environment)
+    place = ("--port", str(port), "--state-dir", str(folder / "state"))
+    process = start("serve", *place, *arguments, log=log, **environment)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
         running = Running(port, process, log, client)
         try:

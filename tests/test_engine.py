@@ -68,7 +68,9 @@ def bundle(tmp_path: object) -> Bundle:
     return Bundle(tmp_path, MANIFEST)  # type: ignore[arg-type]
 
 
-def generate(task_id: str, count: int = 1, steps: int = 4, seed: int = 0, label: int = 0, **more: object) -> Task:
+def generate(
+    task_id: str, count: int = 1, steps: int = 4, seed: int = 0, label: int = 0, **more: object
+) -> Task:
     sampling = SamplingConfig(steps=steps, guidance_scale=0.0, noise_temperature=1.0)
     seeds = tuple(range(seed, seed + count))
     return Task(task_id, GenerateJob((label,) * count, seeds, sampling, "png", **more))  # type: ignore[arg-type]

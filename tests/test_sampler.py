@@ -58,7 +58,7 @@ def inputs_of(tokens: Tensor, plan: StepPlan, seed: int, number: int) -> StepInp
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     schedule=st.sampled_from(MASK_SCHEDULES),
     annealing=st.sampled_from(GUIDANCE_ANNEALINGS),

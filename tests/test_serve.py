@@ -27,6 +27,7 @@ from tests.service_fixtures import Running, serving, start
 
 SEEDS = (7, 8)
 STEPS = 48
+STREAM = {"stream": True}
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,8 @@ def test_tokens_of_a_photograph_come_back_as_nearly_the_same_picture(
     pixels = ramp.astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
-    tokens = service.client.post("/tokenize", content=file.getvalue(), headers={"Content-Type": "image/png"}).json()
+    headers = {"Content-Type": "image/png"}
+    tokens = service.client.post("/tokenize", content=file.getvalue(), headers=headers).json()
     assert tokens["indices"] == runtime.encode(pixels[None])[0].tolist()
     back = service.client.post("/detokenize", json={"tokens": tokens["tokens"]}).json()
     with Image.open(io.BytesIO(base64.b64decode(back["images"][0]["b64"]))) as image:
@@ -105,13 +107,16 @@ def test_hostile_files_get_the_answers_of_their_manifest_and_the_service_lives_o
 def test_two_requests_at_once_share_the_steps(service: Running) -> None:
     with httpx.Client(base_url=service.url, timeout=60) as other:
         started = time.monotonic()
-        with service.client.stream("POST", "/generate", json={"class_id": 1, "steps": 64, "stream": True}) as long:
+        body = {"class_id": 1, "steps": 64, "stream": True}
+        with service.client.stream("POST", "/generate", json=body) as long:
             events = long.iter_lines()
             assert any("progress" in line for line in events)
             short = other.post("/generate", json={"class_id": 2, "steps": 2, "format": "tokens"})
             assert short.status_code == 200
             rest = list(events)
-        assert any('"step":63' in line.replace(" ", "") for line in rest), "the short one waited for the long one"
+        assert any('"step":63' in line.replace(" ", "") for line in rest), (
+            "the short one waited for the long one"
+        )
         assert time.monotonic() - started < 60
 
 
@@ -129,13 +134,13 @@ def test_a_worker_killed_in_mid_picture_costs_no_request_and_no_token(
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             until(lambda: all(p.poll() is None for p in processes) and _ready(client), 60)
-            body = {"class_id": 5, "n": 2, "seed": SEEDS[0], "steps": STEPS, "format": "tokens", "stream": True}
+            body = {"class_id": 5, "n": 2, "seed": SEEDS[0], "steps": STEPS, "format": "tokens"} | STREAM
             with client.stream("POST", "/generate", json=body) as reply:
                 lines = reply.iter_lines()
                 assert any('"step":2,' in line.replace(" ", "") for line in lines)
                 processes[1].send_signal(signal.SIGKILL)
                 processes.append(start("worker", log=log, **environment))
-                images = [json.loads(line[5:]) for line in lines if line.startswith("data:") and "indices" in line]
+                images = [json.loads(line[5:]) for line in lines if "indices" in line]
         assert agreement([i["indices"] for i in images], expected_grids(runtime, 5, STEPS)) > 0.99
         assert "took over job" in log.read_text()
     finally:
@@ -185,7 +190,11 @@ def test_accepted_jobs_survive_a_kill_of_the_whole_service(tmp_path: Path) -> No
 
 def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "maskbit_cli", *arguments], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "maskbit_cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 
@@ -211,9 +220,8 @@ def test_a_damaged_bundle_stops_the_start_with_a_reason(tmp_path: Path) -> None:
     for file in source.iterdir():
         data = file.read_bytes()
         (copy / file.name).write_bytes(data[:-100] if file.name.startswith("generator") else data)
-    process = start(
-        "serve", "--bundle", str(copy), "--port", str(free_port()), "--state-dir", str(tmp_path / "s"), log=tmp_path / "log"
-    )
+    place = ("--port", str(free_port()), "--state-dir", str(tmp_path / "state"))
+    process = start("serve", "--bundle", str(copy), *place, log=tmp_path / "log")
     assert process.wait(60) == 2
     text = (tmp_path / "log").read_text()
     assert "is damaged" in text
