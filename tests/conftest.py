@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,19 @@ pytest_plugins = ["tests.redis_fixtures", "tests.gateway_fixtures", "tests.servi
 def pytest_configure() -> None:
     """One thread for each process of a test, before any of them imports torch."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With MASKBIT_REQUIRE_ALL=1 a skip is a failure; only what needs a GPU may be left out."""
+    report = yield
+    required = os.environ.get("MASKBIT_REQUIRE_ALL") == "1" and item.get_closest_marker("gpu") is None
+    if required and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but MASKBIT_REQUIRE_ALL=1 demands every test: {report.longrepr}"
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from service.bench import free_port
-from tests.gateway_fixtures import until
+from tests.gateway_harness import until
 
 START_TIMEOUT_S = 60.0
 

@@ -372,14 +372,15 @@ async def test_a_job_that_is_just_being_submitted_does_not_count_as_lost(
     store = await opened()
 
     async def client() -> None:
-        for _ in range(20):
+        for _ in range(15):
             job = new(keep_result=False)
             await store.submit(job)
             await store.cancel(job.id, "public")
             await store.wait(job.id)
             await store.forget(job.id)
 
-    await asyncio.gather(*(client() for _ in range(10)))
+    # More than there are connections, so that some submits wait for one while Redis is asked.
+    await asyncio.gather(*(client() for _ in range(60)))
     assert "lost" not in caplog.text
     assert_at_rest(raw, keys)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-import yaml  # type: ignore[import-untyped]
+import yaml
 from PIL import Image
 from typer.testing import CliRunner, Result
 

@@ -9,18 +9,18 @@ from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
+from yaml import YAMLError
 
 from models.config import (
     MASK_SCHEDULES,
     GeneratorConfig,
     SamplingConfig,
     TokenizerConfig,
+    from_mapping,
     require,
     require_positive,
 )
 from models.errors import ConfigError
-from training.sections import read_section
 
 T = TypeVar("T")
 
@@ -287,7 +287,7 @@ def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _read(cls: type[T], name: str, values: dict[str, Any]) -> T:
-    return read_section(cls, name, _section(values, name))
+    return from_mapping(cls, _section(values, name))
 
 
 def _model_section(values: dict[str, Any], kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -302,7 +302,6 @@ def build_recipe(kind: str, values: dict[str, Any]) -> Recipe:
     """The `kind` ("tokenizer", "generator" or "classifier") recipe in `values`; unknown keys are errors."""
     values = dict(values)
     network, rest = _model_section(values, kind)
-    model_section = f"model.{MODEL_SECTIONS[kind]}"
     shared: dict[str, Any] = {
         "experiment": _read(ExperimentConfig, "experiment", values),
         "dataset": _read(DatasetConfig, "dataset", values),
@@ -313,19 +312,17 @@ def build_recipe(kind: str, values: dict[str, Any]) -> Recipe:
     recipe: Recipe
     if kind == "tokenizer":
         losses = _read(TokenizerLossConfig, "losses", values)
-        recipe = TokenizerRecipe(
-            **shared, model=read_section(TokenizerConfig, model_section, network), losses=losses
-        )
+        recipe = TokenizerRecipe(**shared, model=from_mapping(TokenizerConfig, network), losses=losses)
     elif kind == "generator":
         recipe = GeneratorRecipe(
             **shared,
             tokenizer=str(rest.pop("tokenizer", "")),
-            model=read_section(GeneratorConfig, model_section, network),
+            model=from_mapping(GeneratorConfig, network),
             sampling=_read(SamplingConfig, "sampling", values),
             losses=_read(GeneratorLossConfig, "losses", values),
         )
     else:
-        recipe = ClassifierRecipe(**shared, model=read_section(ClassifierConfig, model_section, network))
+        recipe = ClassifierRecipe(**shared, model=from_mapping(ClassifierConfig, network))
     if unknown := [*values, *(f"model.{key}" for key in rest)]:
         raise ConfigError(f"unknown sections in a {kind} recipe: {', '.join(unknown)}")
     return recipe

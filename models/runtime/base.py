@@ -22,7 +22,7 @@ class StepBatch:
     guidance_scale       f32 (B,), 0 = the row needs no unconditional pass
     temperature          f32 (B,), of the softmax, > 0
     noise_temperature    f32 (B,), factor of the Gumbel noise, >= 0
-    mask_count           i64 (B,), groups to mask again after the step
+    mask_count           i64 (B,), groups to mask again after the step, fewer than are masked before it
     category_uniforms    f32 (B, N, m) in (0, 1)
     confidence_uniforms  f32 (B, N, m) in (0, 1)
     """

@@ -86,7 +86,7 @@ class TorchRuntime:
     @torch.inference_mode()
     def encode(self, images: Pixels) -> Integers:
         """Token indices i64 (B, h, w) of pictures u8 (B, H, W, 3)."""
-        pixels = torch.tensor(images, device=self.device).permute(0, 3, 1, 2).float() / 255
+        pixels = self._tensor(images).permute(0, 3, 1, 2).float() / 255
         with full_precision():
             indices = self._bucketed(lambda x: self.tokenizer.encode(x).indices, pixels)
         return indices.cpu().numpy()
@@ -95,7 +95,7 @@ class TorchRuntime:
     def decode(self, indices: Integers) -> Pixels:
         """Pictures u8 (B, H, W, 3) of token indices i64 (B, h, w)."""
         with full_precision():
-            pixels = self._bucketed(self.tokenizer.decode_indices, torch.tensor(indices, device=self.device))
+            pixels = self._bucketed(self.tokenizer.decode_indices, self._tensor(indices))
         # round-to-nearest of the clamped picture, as PNG writers of [0, 1] floats do
         return (pixels.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
@@ -112,6 +112,10 @@ class TorchRuntime:
         tokens, drawn = step(self._logits, inputs, guided, config.group_codes, config.nclass)
         back = np.argsort(order)
         return StepResult(tokens.cpu().numpy()[back], drawn.cpu().numpy()[back])
+
+    def _tensor(self, array: Pixels | Integers) -> Tensor:
+        # A copy, since arrays made of received bytes are read-only; torch takes no negative strides.
+        return torch.tensor(np.ascontiguousarray(array), device=self.device)
 
     def _generator_config(self) -> GeneratorConfig:
         if self.generator is None:
