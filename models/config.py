@@ -6,7 +6,7 @@ Field names of the two networks are those of the published YAML files.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from types import UnionType
@@ -30,7 +30,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
     if unknown := sorted(set(values) - set(known)):
         raise ConfigError(f"{cls.__name__}: unknown {', '.join(unknown)}; allowed are {', '.join(known)}")
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    hints = _type_hints(cls)
+    hints = _type_hints(cls)  # type: ignore[arg-type]
     for key, value in given.items():
         if not _fits(value, hints[key]):
             raise ConfigError(f"{cls.__name__}: {key} is {str(value)[:80]!r}; its type is {known[key]}")
@@ -41,7 +41,8 @@ def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 @cache
-def _type_hints(cls: type[Any]) -> dict[str, Any]:
+def _type_hints(cls: Hashable) -> dict[str, Any]:
+    """Resolving annotations takes longer than all the checks, and a worker parses a config for each job."""
     return get_type_hints(cls)
 
 

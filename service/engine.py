@@ -12,8 +12,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
@@ -25,36 +23,12 @@ from models.runtime.base import Integers, Pixels, Runtime, bucket_for
 from service.errors import JobFailed
 from service.payloads import DetokenizeJob, GenerateJob, TokenizeJob
 from service.scheduler import Row, SlotTable
+from service.task import Listener, Task
 from service.telemetry import WorkerMetrics
 
 log = logging.getLogger(__name__)
 
 CODEC_IMAGES = 16  # pictures that are encoded or decoded between two steps
-
-
-@dataclass(eq=False)
-class Task:
-    """One job inside the engine: the single mutable record of a request."""
-
-    id: str
-    request: GenerateJob | TokenizeJob | DetokenizeJob
-    solo: bool = False
-    pictures: dict[int, Pixels] = field(default_factory=dict)
-    grids: dict[int, Integers] = field(default_factory=dict)
-    started_s: float = 0.0
-
-
-class Listener(Protocol):
-    """Where the engine reports; called from the engine's thread, so every method must return quickly."""
-
-    def progressed(self, task: Task, row: Row, preview: Pixels | None) -> None:
-        """One step of one picture is done."""
-
-    def completed(self, task: Task) -> None:
-        """`task.grids` (and `task.pictures`, but for tokenize) are complete."""
-
-    def failed(self, task: Task, error: MaskBitError) -> None:
-        """The task cannot be done."""
 
 
 class Engine:

@@ -25,6 +25,7 @@ SECURITY_HEADERS = (
 )
 _CALLERS_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CLIENT_LEFT = 499
+_PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 _LINGER_S = 1.0
 
 
@@ -63,10 +64,13 @@ class Envelope:
     def _note(self, scope: Scope, exchange: "Exchange", seconds: float) -> None:
         code = exchange.status if exchange.complete else _CLIENT_LEFT
         method = scope["method"]
-        self._metrics.http(_route(scope), method, code, seconds)
-        if log.isEnabledFor(logging.INFO):
+        route = _route(scope)
+        self._metrics.http(route, method, code, seconds)
+        # Probes come every few seconds and say nothing that the metrics do not.
+        level = logging.DEBUG if route in _PROBES else logging.INFO
+        if log.isEnabledFor(level):
             path = scope.get("raw_path", b"").decode("latin-1")
-            log.info("%s %s %d %.1f ms %s", method, path[:200], code, 1000 * seconds, exchange.id)
+            log.log(level, "%s %s %d %.1f ms %s", method, path[:200], code, 1000 * seconds, exchange.id)
 
 
 class Exchange:

@@ -26,12 +26,13 @@ from models.bundle import Bundle
 from models.errors import MaskBitError
 from models.runtime.base import Pixels, Runtime
 from service.consumer import Consumer
-from service.engine import Engine, Task
+from service.engine import Engine
 from service.errors import JobFailed, ServiceError
 from service.job import ClaimedJob
 from service.payloads import DetokenizeJob, GenerateJob, Pictures, TokenGrids, TokenizeJob
 from service.pictures import npy_file, picture_file, tokens_file
 from service.scheduler import Row
+from service.task import Task
 from service.telemetry import WorkerMetrics
 
 log = logging.getLogger(__name__)

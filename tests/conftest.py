@@ -20,12 +20,10 @@ if TYPE_CHECKING:
     from models.generator import LfqBert
     from models.tokenizer import ConvTokenizer
 
+# One thread a process: it must be said before the plugins below import torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 pytest_plugins = ["tests.redis_fixtures", "tests.gateway_fixtures", "tests.service_fixtures"]
-
-
-def pytest_configure() -> None:
-    """One thread for each process of a test, before any of them imports torch."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.hookimpl(wrapper=True)

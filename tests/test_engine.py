@@ -9,9 +9,10 @@ from models.drawing import draw
 from models.errors import MaskBitError
 from models.runtime.base import Integers, Pixels, StepBatch, StepResult
 from models.runtime.noop_runtime import NoopRuntime
-from service.engine import Engine, Task
+from service.engine import Engine
 from service.payloads import DetokenizeJob, GenerateJob, TokenizeJob
 from service.scheduler import Row
+from service.task import Task
 from service.telemetry import WorkerMetrics
 
 TOKENIZER = TokenizerConfig(

@@ -7,8 +7,9 @@ import torch
 from models.config import TokenizerConfig
 from models.quantizer import LookupFreeQuantizer, LookupQuantizer, QuantizerLosses
 from tests.training_fixtures import recipe_values
-from training.config import TokenizerLossConfig, TokenizerRecipe, build_recipe
+from training.config import TokenizerLossConfig, TokenizerRecipe
 from training.losses import entropy_annealing, token_loss, tokenizer_loss
+from training.recipes import build_recipe
 
 GOLDEN = Path(__file__).parent / "golden"
 

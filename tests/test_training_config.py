@@ -5,7 +5,8 @@ import pytest
 
 from models.errors import ConfigError
 from tests.training_fixtures import recipe_values
-from training.config import RECIPES, ClassifierRecipe, TokenizerRecipe, build_recipe, load_values
+from training.config import ClassifierRecipe, TokenizerRecipe
+from training.recipes import RECIPES, build_recipe, load_values
 
 
 def build(kind: str = "tokenizer", **changes: Any) -> Any:

@@ -20,11 +20,12 @@ from models.runtime.torch_runtime import TorchRuntime
 from tests.training_fixtures import recipe_values
 from training.checkpoints import checkpoint_files, load_checkpoint
 from training.classifier_loop import train_classifier
-from training.config import GeneratorRecipe, TokenizerRecipe, build_recipe
+from training.config import GeneratorRecipe, TokenizerRecipe
 from training.data import evaluation_batches
 from training.evaluation import evaluate_bundle, load_judge
 from training.generator_loop import train_generator
 from training.publish import publish_generator, publish_tokenizer
+from training.recipes import build_recipe
 from training.synthetic import synthetic_shards
 from training.tokenizer_loop import train_tokenizer
 
@@ -233,7 +234,7 @@ def test_a_run_is_not_overwritten_without_resume(
     ("change", "key"),
     [
         ({"optimizer__learning_rate": 0.5}, "optimizer.learning_rate"),
-        ({"training__max_train_steps": 61}, "training.max_train_steps"),
+        ({"training__ema_decay": 0.5}, "training.ema_decay"),
         ({"training__mixed_precision": "bf16"}, "training.mixed_precision"),
         ({"dataset__flip": False}, "dataset.flip"),
         ({"losses__reconstruction_weight": 1.0}, "losses.reconstruction_weight"),

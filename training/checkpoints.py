@@ -17,8 +17,9 @@ from training.ema import Ema
 
 KEEP = 2  # newest checkpoints that stay on disk
 CONTENT = ("recipe", "step", "network", "ema", "ema_updates", "optimizer")
-# What may change between two sittings of one run: it moves the run or paces its reports, never its numbers.
-FREE_KEYS = ("training.device", "dataset.workers")
+# What may change between two sittings of one run. The first two move it and do not change its numbers; a run
+# may also be lengthened or cut short, and its learning-rate schedule then follows the new length.
+FREE_KEYS = ("training.device", "dataset.workers", "training.max_train_steps")
 
 
 def checkpoint_files(folder: Path) -> list[Path]:

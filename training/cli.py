@@ -97,7 +97,7 @@ def classifier(recipe: RecipeArgument, overrides: Overrides = None, resume: Resu
 
 
 def _recipe(kind: str, path: str, overrides: list[str] | None) -> Recipe:
-    from training.config import build_recipe, load_values
+    from training.recipes import build_recipe, load_values
 
     return build_recipe(kind, load_values(path, overrides or []))
 
