@@ -36,10 +36,11 @@ def generate(
     from models.classes import find_class
     from models.drawing import draw, generator_of
     from models.runtime.loading import load_runtime
+    from models.schedule import plan_steps
 
     opened = open_bundle(bundle)
     manifest = opened.manifest
-    generator_of(manifest)
+    config = generator_of(manifest)
     usual = manifest.sampling
     sampling = replace(
         usual,
@@ -50,6 +51,9 @@ def generate(
     first = secrets.randbelow(2**31) if seed is None else seed
     labels = [find_class(manifest.class_names, name) for name in class_ for _ in range(n)]
     seeds = [first + k for _ in class_ for k in range(n)]
+    # Wrong numbers and folders are told before the weights are loaded.
+    plan_steps(sampling, config.num_tokens * config.codebook_splits)
+    _make_folder(out)
     runtime = load_runtime(opened, device=device)
 
     started = time.perf_counter()
@@ -60,7 +64,6 @@ def generate(
         )
     pictures = runtime.decode(grids)
     seconds = time.perf_counter() - started
-    _make_folder(out)
     for label, number, picture in zip(labels, seeds, pictures, strict=True):
         path = out / f"{manifest.class_names[label].replace('/', '_')}-{number}.png"
         Image.fromarray(picture).save(path)

@@ -73,7 +73,10 @@ class Consumer:
         return jobs[0] if jobs else None
 
     def claim_some(self, limit: int, *, generate: bool, codec: bool, block_s: float) -> list[ClaimedJob]:
-        """Up to `limit` jobs, begun, in one round trip; waits as `claim` does when there is none."""
+        """Jobs, begun, until their images number `limit`, in one round trip; waits as `claim` for the first.
+
+        The last job may go over the limit, since nobody knows its size before it is taken.
+        """
         queues = self._order(generate, codec)
         if not queues:
             return []
@@ -104,7 +107,7 @@ class Consumer:
         head = (self.worker_id, self._hint_key, int(doubt), limit, len(queues))
         jobs = [self._take(reply) for reply in self._run("claim", *head, *queues, *known)]
         # More answers may have been lost than were asked for now.
-        if len(jobs) < limit:
+        if sum(job.rows for job in jobs) < limit:
             self._doubt.discard(marker)
         return jobs
 

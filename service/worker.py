@@ -42,7 +42,7 @@ REQUESTS: dict[str, type[GenerateJob] | type[TokenizeJob] | type[DetokenizeJob]]
     "tokenize": TokenizeJob,
     "detokenize": DetokenizeJob,
 }
-CLAIM_BLOCK_S = 2.0
+CLAIM_BLOCK_S = 1.0
 IDLE_WAIT_S = 1.0
 PROGRESS_BACKLOG = 256  # progress messages that wait to be sent; more are lost
 FINISHERS = 2
@@ -105,6 +105,9 @@ class Worker:
             self._release_rest()
             self._finishers.shutdown()
             self._ended.set()
+            # A claim that is still waiting may bring one more job, which `_start` gives back.
+            for thread in threads:
+                thread.join(2 * CLAIM_BLOCK_S)
             self.consumer.retire()
             self.consumer.close()
         if self._crash is not None:
@@ -140,7 +143,9 @@ class Worker:
             free, codec = self.engine.wait_for_capacity(IDLE_WAIT_S)
             if not free and not codec:
                 continue
-            jobs = self.consumer.claim_some(1, generate=free > 0, codec=codec, block_s=CLAIM_BLOCK_S)
+            jobs = self.consumer.claim_some(
+                max(free, 1), generate=free > 0, codec=codec, block_s=CLAIM_BLOCK_S
+            )
             for job in jobs:
                 self._start(job)
 

@@ -1,14 +1,19 @@
--- Takes up to `limit` jobs without waiting: what this owner holds without knowing it, then what another worker released,
--- then the queues in the given order.
+-- Takes jobs without waiting until their images number `limit`: what this owner holds without knowing it, then what
+-- another worker released, then the queues in the given order. The last job may go over the limit.
 local owner, hint, recover, limit, count = ARGV[1], ARGV[2], ARGV[3] == '1', tonumber(ARGV[4]), tonumber(ARGV[5])
 local queues = {unpack(ARGV, 6, 5 + count)}
 local jobs = {}
+local images = 0
 local LOOKS = 100
 
-local function full() return #jobs >= limit end
+local function full() return images >= limit end
 
 local function start(id, queue, entry)
-  jobs[#jobs + 1] = attempt(id, queue, entry, owner, hint)
+  local job = attempt(id, queue, entry, owner, hint)
+  if job then
+    jobs[#jobs + 1] = job
+    images = images + tonumber(job[8])
+  end
 end
 
 local function read(queue, from, most)
@@ -56,7 +61,7 @@ end
 
 local function next_in(queue)
   for _ = 1, LOOKS do
-    local entries = read(queue, '>', limit - #jobs)
+    local entries = read(queue, '>', 1)
     if entries.err then return entries end
     for _, item in ipairs(entries) do start(item[2][2], queue, item[1]) end
     if #entries == 0 or full() then return nil end
