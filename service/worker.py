@@ -80,8 +80,9 @@ class Worker:
         self.lease_s = lease_s
         self.drain_s = drain_s
         self.engine = Engine(runtime, bundle.manifest, slots, self, metrics)
-        device = str(getattr(runtime, "device", "cpu"))
-        self.info = WorkerInfo(bundle.ref, runtime.name, runtime.precision, device, slots, os.getpid())
+        self.info = WorkerInfo(
+            bundle.ref, runtime.name, runtime.precision, runtime.device_name, slots, os.getpid()
+        )
         metrics.model_info.labels(bundle.ref, runtime.name, runtime.precision).set(1)
         self._jobs: dict[str, ClaimedJob] = {}
         self._stopping = threading.Event()
@@ -181,6 +182,7 @@ class Worker:
             if lost:
                 self._forget(lost)
             self.consumer.announce(asdict(self.info))
+            self.metrics.gpu_memory.set(self.engine.runtime.memory_bytes())
             beats += 1
             if beats % 2 == 0 and not self._stopping.is_set() and self.engine.capacity()[0]:
                 job = self.consumer.reclaim()

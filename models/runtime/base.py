@@ -64,6 +64,10 @@ class Runtime(Protocol):
         """Arithmetic of the generator: `fp32`, `bf16` or `fp16`."""
 
     @property
+    def device_name(self) -> str:
+        """`cpu`, `cuda:0`, …"""
+
+    @property
     def buckets(self) -> tuple[int, ...]:
         """Row counts that a network call is padded to, ascending."""
 
@@ -75,6 +79,9 @@ class Runtime(Protocol):
 
     def step(self, batch: StepBatch) -> StepResult:
         """One sampling step for all rows of `batch`."""
+
+    def memory_bytes(self) -> int:
+        """Accelerator memory that the model holds; 0 without an accelerator."""
 
     def warm_up(self) -> None:
         """Run every bucket once, so that the first request meets no slow start."""

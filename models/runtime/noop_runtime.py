@@ -15,7 +15,7 @@ class NoopRuntime:
 
     name = "noop"
     precision = "fp32"
-    device = "cpu"
+    device_name = "cpu"
     buckets = (1,)
 
     def __init__(self, bundle: Bundle) -> None:
@@ -50,6 +50,10 @@ class NoopRuntime:
         if self.manifest.generator is None:
             raise RuntimeUnavailable("this bundle has no generator: it tokenizes and detokenizes only")
         return self.manifest.generator
+
+    def memory_bytes(self) -> int:
+        """None."""
+        return 0
 
     def warm_up(self) -> None:
         """Nothing to warm."""

@@ -139,6 +139,15 @@ class TorchRuntime:
             parts.append(network(*chunk)[:count])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    @property
+    def device_name(self) -> str:
+        """`cpu` or `cuda:<number>`."""
+        return str(self.device)
+
+    def memory_bytes(self) -> int:
+        """CUDA memory that PyTorch has reserved; 0 on a CPU."""
+        return torch.cuda.memory_reserved(self.device) if self.device.type == "cuda" else 0
+
     def warm_up(self) -> None:
         """Run every bucket once, so that the first request meets no slow start."""
         # A GPU builds its kernels per shape; a CPU has only its thread pool to start.
