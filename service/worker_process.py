@@ -10,17 +10,21 @@ import uuid
 
 import torch
 from prometheus_client import start_http_server
+from redis import Redis
 
 from models.bundle import open_bundle
 from models.runtime.loading import load_runtime
 from service.consumer import Consumer
 from service.errors import Unavailable
 from service.keys import Keys
+from service.redis_server import check_settings
 from service.settings import Settings
 from service.telemetry import WorkerMetrics
 from service.worker import Worker, stop_on_signals
 
 log = logging.getLogger(__name__)
+
+REDIS_CHECK_TIMEOUT_S = 2.0
 
 
 def run_worker(settings: Settings) -> None:
@@ -41,6 +45,7 @@ def run_worker(settings: Settings) -> None:
         strict=settings.deterministic == "strict",
     )
     runtime.warm_up()
+    _check_redis(settings.redis_url)
     metrics = WorkerMetrics()
     if settings.metrics_port is not None:
         _serve_metrics(settings, metrics)
@@ -65,6 +70,12 @@ def run_worker(settings: Settings) -> None:
         time.monotonic() - started,
     )
     worker.run()
+
+
+def _check_redis(url: str) -> None:
+    with Redis.from_url(url, socket_timeout=REDIS_CHECK_TIMEOUT_S) as redis:
+        for warning in check_settings(redis):
+            log.warning("%s", warning)
 
 
 def _serve_metrics(settings: Settings, metrics: WorkerMetrics) -> None:
