@@ -33,6 +33,8 @@ def write_bundle(
         folder.mkdir()
         for name, tensors in weights.items():
             save_file({key: _stored(value, precision) for key, value in tensors.items()}, folder / name)
+            # safetensors writes for the owner alone; a service often runs as another user.
+            (folder / name).chmod(0o644)
         files = {name: file_digest(folder / name) for name in weights}
         (folder / MANIFEST).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")
         if path.exists():

@@ -46,9 +46,11 @@ def test_what_is_drawn_depends_on_seed_and_class_alone(runtime: Runtime, tiny_bu
 def test_pictures_of_a_runtime_have_the_bundles_size(runtime: Runtime, tiny_bundle: Bundle) -> None:
     images = np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     indices = runtime.encode(images)
-    assert (indices.shape, indices.dtype) == ((3, 8, 8), np.int64)
+    assert indices.shape == (3, 8, 8)
+    assert indices.dtype == np.int64
     pictures = runtime.decode(indices)
-    assert (pictures.shape, pictures.dtype) == ((3, 16, 16, 3), np.uint8)
+    assert pictures.shape == (3, 16, 16, 3)
+    assert pictures.dtype == np.uint8
 
 
 @pytest.mark.parametrize(
