@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -64,19 +64,25 @@ class Engine:
             self._unwanted.extend(task_ids)
             self._wake.notify_all()
 
-    def capacity(self) -> tuple[int, bool]:
-        """(pictures that can start at once, whether a tokenize or detokenize job can)."""
+    def free_slots(self) -> int:
+        """Pictures that can start at the next step."""
         with self._wake:
-            generating = sum(isinstance(task.request, GenerateJob) for task in self._arrivals)
-            coding = len(self._arrivals) - generating + len(self._codec)
-            solo = any(task.solo for task in self._arrivals)
-            return (0 if generating or solo else self._table.free), coding < CODEC_IMAGES and not solo
+            arriving = [task for task in self._arrivals if isinstance(task.request, GenerateJob)]
+            if any(task.solo for task in arriving):
+                return 0
+            return max(0, self._table.free - sum(map(images_of, arriving)))
 
-    def wait_for_capacity(self, timeout_s: float) -> tuple[int, bool]:
-        """`capacity` as soon as there is any, at the latest after `timeout_s`."""
+    def free_codec(self) -> int:
+        """Pictures that can be encoded or decoded between the next two steps."""
         with self._wake:
-            self._wake.wait_for(lambda: any(self.capacity()), timeout_s)
-            return self.capacity()
+            arriving = [task for task in self._arrivals if not isinstance(task.request, GenerateJob)]
+            return max(0, CODEC_IMAGES - sum(map(images_of, [*arriving, *self._codec])))
+
+    def wait_for(self, capacity: Callable[[], int], timeout_s: float) -> int:
+        """What `free_slots` or `free_codec` says, as soon as it is not 0, at the latest after `timeout_s`."""
+        with self._wake:
+            self._wake.wait_for(lambda: capacity() > 0, timeout_s)
+            return capacity()
 
     @property
     def idle(self) -> bool:
@@ -223,9 +229,9 @@ class Engine:
         with self._wake:
             batch: list[Task] = []
             count = 0
-            while self._codec and (not batch or count + _images(self._codec[0]) <= CODEC_IMAGES):
+            while self._codec and (not batch or count + images_of(self._codec[0]) <= CODEC_IMAGES):
                 batch.append(self._codec.popleft())
-                count += _images(batch[-1])
+                count += images_of(batch[-1])
         for kind in (TokenizeJob, DetokenizeJob):
             self._run_codec([task for task in batch if type(task.request) is kind])
 
@@ -247,7 +253,7 @@ class Engine:
                 self._fail(tasks[0], error)
 
     def _code(self, tasks: Sequence[Task]) -> None:
-        counts = [_images(task) for task in tasks]
+        counts = [images_of(task) for task in tasks]
         if isinstance(tasks[0].request, TokenizeJob):
             images = np.concatenate([task.request.images() for task in tasks])  # type: ignore[union-attr]
             self._check_size(images)
@@ -272,8 +278,8 @@ class Engine:
             raise InputError(f"pictures are {images.shape[1]} pixels wide; this model reads {side}")
 
 
-def _images(task: Task) -> int:
-    """Pictures of a codec task."""
+def images_of(task: Task) -> int:
+    """Pictures of a task."""
     return len(task.request.seeds) if isinstance(task.request, GenerateJob) else task.request.count
 
 

@@ -1,6 +1,6 @@
 """A worker process: claims jobs, feeds the engine, writes results, keeps its leases alive, drains on SIGTERM.
 
-Threads, each with one task: the engine (the main thread), claim, beat, hints, progress, and a small pool
+Threads, each with one task: the engine (the main thread), two that claim, beat, hints, progress, and a pool
 that encodes pictures and finishes jobs. Whatever fails in one of them ends the process, and the queue gives
 its jobs to another worker.
 """
@@ -96,7 +96,13 @@ class Worker:
         self.consumer.announce(asdict(self.info))
         threads = [
             threading.Thread(target=self._guard, args=(loop,), name=loop.__name__.strip("_"), daemon=True)
-            for loop in (self._claim, self._beat, self._hints, self._send_progress)
+            for loop in (
+                self._claim_pictures,
+                self._claim_codec,
+                self._beat,
+                self._hints,
+                self._send_progress,
+            )
         ]
         for thread in threads:
             thread.start()
@@ -139,16 +145,24 @@ class Worker:
             self.engine.wait_for_work(IDLE_WAIT_S)
             self.engine.turn()
 
-    def _claim(self) -> None:
+    def _claim_pictures(self) -> None:
+        """Claim generate jobs, apart from the others, so that no kind waits in the other's blocking read."""
         while not self._stopping.is_set():
-            free, codec = self.engine.wait_for_capacity(IDLE_WAIT_S)
-            if not free and not codec:
-                continue
-            jobs = self.consumer.claim_some(
-                max(free, 1), generate=free > 0, codec=codec, block_s=CLAIM_BLOCK_S
-            )
-            for job in jobs:
-                self._start(job)
+            free = self.engine.wait_for(self.engine.free_slots, IDLE_WAIT_S)
+            if free:
+                self._claim(free, generate=True)
+
+    def _claim_codec(self) -> None:
+        while not self._stopping.is_set():
+            free = self.engine.wait_for(self.engine.free_codec, IDLE_WAIT_S)
+            if free:
+                self._claim(free, generate=False)
+
+    def _claim(self, images: int, *, generate: bool) -> None:
+        for job in self.consumer.claim_some(
+            images, generate=generate, codec=not generate, block_s=CLAIM_BLOCK_S
+        ):
+            self._start(job)
 
     def _start(self, job: ClaimedJob) -> None:
         if self._stopping.is_set():
@@ -184,7 +198,7 @@ class Worker:
             self.consumer.announce(asdict(self.info))
             self.metrics.gpu_memory.set(self.engine.runtime.memory_bytes())
             beats += 1
-            if beats % 2 == 0 and not self._stopping.is_set() and self.engine.capacity()[0]:
+            if beats % 2 == 0 and not self._stopping.is_set() and self.engine.free_slots():
                 job = self.consumer.reclaim()
                 if job is not None:
                     log.warning("took over job %s, attempt %d", job.id, job.attempt)

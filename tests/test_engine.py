@@ -9,7 +9,7 @@ from models.drawing import draw
 from models.errors import MaskBitError
 from models.runtime.base import Integers, Pixels, StepBatch, StepResult
 from models.runtime.noop_runtime import NoopRuntime
-from service.engine import Engine
+from service.engine import CODEC_IMAGES, Engine
 from service.payloads import DetokenizeJob, GenerateJob, TokenizeJob
 from service.scheduler import Row
 from service.task import Task
@@ -184,9 +184,32 @@ def test_a_step_that_raises_fails_only_the_guilty_task(bundle: Bundle) -> None:
 
 
 def test_capacity_is_told_by_kind_and_a_full_table_still_takes_codec_tasks(bundle: Bundle) -> None:
-    engine, _, _ = make(bundle, slots=2)
-    assert engine.capacity() == (2, True)
+    engine, _, _ = make(bundle, slots=4)
+    assert (engine.free_slots(), engine.free_codec()) == (4, CODEC_IMAGES)
     engine.submit(generate("a", count=3))
-    assert engine.capacity()[0] == 0
+    assert engine.free_slots() == 1
+    engine.submit(generate("b", count=3))
+    assert engine.free_slots() == 0
     engine.turn()
-    assert engine.capacity() == (0, True)
+    assert (engine.free_slots(), engine.free_codec()) == (0, CODEC_IMAGES)
+    engine.submit(Task("tokens", TokenizeJob.of(np.zeros((3, 16, 16, 3), dtype=np.uint8))))
+    assert engine.free_codec() == CODEC_IMAGES - 3
+    run(engine)
+    assert (engine.free_slots(), engine.free_codec()) == (4, CODEC_IMAGES)
+
+
+def test_a_suspect_task_leaves_no_room_beside_it(bundle: Bundle) -> None:
+    engine, _, _ = make(bundle, slots=4)
+    suspect = generate("suspect")
+    suspect.solo = True
+    engine.submit(suspect)
+    assert engine.free_slots() == 0
+    run(engine)
+    assert engine.free_slots() == 4
+
+
+def test_waiting_for_room_ends_when_there_is_some_or_when_the_time_is_over(bundle: Bundle) -> None:
+    engine, _, _ = make(bundle, slots=1)
+    assert engine.wait_for(engine.free_slots, 0.01) == 1
+    engine.submit(generate("a"))
+    assert engine.wait_for(engine.free_slots, 0.01) == 0
