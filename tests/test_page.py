@@ -128,7 +128,7 @@ def test_a_phone_shows_the_page_without_sideways_scrolling(browser: Browser, ser
 
 
 def test_the_screenshot_of_the_readme_shows_pictures_and_tokens(page: Page, tmp_path: Path) -> None:
-    page.locator(".class-button").filter(has_text="star fruit").click()
+    page.locator(".class-button").filter(has_text="green tomato").click()
     page.fill("#seed", "11")
     page.fill("#count", "4")
     page.click("#draw")
