@@ -42,6 +42,7 @@ class Engine:
         self.listener = listener
         self.metrics = metrics
         self.turns = 0
+        self.longest_turn_s = 0.0
         self._table = SlotTable(slots)
         self._codec: deque[Task] = deque()
         self._tasks: dict[str, Task] = {}
@@ -99,12 +100,14 @@ class Engine:
 
     def turn(self) -> None:
         """One round: schedule, codec batch, one sampling step, finish."""
+        started = time.monotonic()
         rows = self.schedule()
         self.run_codec()
         if rows:
             self.step(rows)
             self.finish()
         self.turns += 1
+        self.longest_turn_s = max(self.longest_turn_s, time.monotonic() - started)
 
     def schedule(self) -> list[Row]:
         """Take in arrivals, drop the unwanted, admit; returns the rows of the next step."""

@@ -46,7 +46,10 @@ CLAIM_BLOCK_S = 1.0
 IDLE_WAIT_S = 1.0
 PROGRESS_BACKLOG = 256  # progress messages that wait to be sent; more are lost
 FINISHERS = 2
-STALL_FLOOR_S = 60.0  # a turn that takes longer than this hangs; no beats, so that the queue redelivers
+# A turn hangs when it takes longer than both; the process then ends, and the queue redelivers its jobs.
+STALL_FLOOR_S = 60.0
+STALL_FACTOR = 5  # times the longest turn so far
+STALLED = 3  # exit code
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,11 @@ class Worker:
             thread.start()
         try:
             self._draw()
+            # After a crash nothing is given back uncounted, since a job of this worker may have caused it: its
+            # lease ends, and it is run alone elsewhere.
+            if self._crash is None:
+                self._release_rest()
         finally:
-            self._release_rest()
             self._finishers.shutdown()
             self._ended.set()
             # A claim that is still waiting may bring one more job, which `_start` gives back.
@@ -188,10 +194,10 @@ class Worker:
             now = time.monotonic()
             if self.engine.turns != turns or self.engine.idle:
                 turns, seen_at = self.engine.turns, now
-            elif now - seen_at > max(STALL_FLOOR_S, 4 * self.lease_s):
-                raise JobFailed(
-                    f"no step ended for {now - seen_at:.0f} s; the worker gives up its leases and ends"
-                )
+            elif now - seen_at > max(STALL_FLOOR_S, STALL_FACTOR * self.engine.longest_turn_s):
+                # The engine's thread hangs in the model, so no exception can end this process.
+                log.critical("no step ended for %.0f s; the worker ends, its leases with it", now - seen_at)
+                os._exit(STALLED)
             lost = self.consumer.beat(self.consumer.held)
             if lost:
                 self._forget(lost)
