@@ -111,8 +111,8 @@ class Worker:
             thread.start()
         try:
             self._draw()
-            # After a crash nothing is given back uncounted, since a job of this worker may have caused it: its
-            # lease ends, and it is run alone elsewhere.
+            # After a crash nothing is given back uncounted, since a job of this worker may have caused it:
+            # its lease ends, and it is run alone elsewhere.
             if self._crash is None:
                 self._release_rest()
         finally:
