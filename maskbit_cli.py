@@ -28,6 +28,10 @@ COMMANDS = {
 }
 
 
+# which extra of pyproject.toml a command needs, other than `cpu`
+EXTRAS = {"train": "train", "data": "train", "evaluate": "train", "gateway": "gateway", "worker": "worker"}
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         try:
@@ -61,11 +65,16 @@ def build_app(names: Sequence[str]) -> typer.Typer:
 def main() -> None:
     """Entry point: wrong use and foreseen errors become one line on standard error and exit code 2."""
     called = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-    app = build_app([called] if called in COMMANDS else list(COMMANDS))
     try:
+        app = build_app([called] if called in COMMANDS else list(COMMANDS))
         code = app(standalone_mode=False, prog_name="maskbit")
     except MaskBitError as exc:
         _fail(str(exc))
+    except ModuleNotFoundError as exc:
+        extra = EXTRAS.get(called, "cpu")
+        _fail(
+            f"the package {exc.name} is not installed; '{called}' needs pip install 'maskbit-serve[{extra}]'"
+        )
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
     except Exception as exc:

@@ -5,6 +5,8 @@ from difflib import get_close_matches
 
 from models.errors import InputError
 
+SHOWN = 8  # class names that an error message lists when none is near
+
 
 def nearest_names(name: str, names: Sequence[str], count: int = 3) -> list[str]:
     """Up to `count` class names that look like `name`, the nearest first."""
@@ -33,6 +35,6 @@ def find_class(names: Sequence[str], wanted: str) -> int:
     hint = (
         f"; did you mean {' or '.join(near)}?"
         if near
-        else f"; there are {len(names)} classes, from {names[0]}"
+        else f"; the {len(names)} classes begin with {', '.join(names[:SHOWN])}"
     )
     raise InputError(f"class {wanted[:60]!r} is unknown{hint}")

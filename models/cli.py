@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +36,7 @@ def generate(
     from models.bundle import open_bundle
     from models.classes import find_class
     from models.drawing import draw, generator_of
+    from models.noise import check_seed
     from models.runtime.loading import load_runtime
     from models.schedule import plan_steps
 
@@ -52,6 +54,7 @@ def generate(
     labels = [find_class(manifest.class_names, name) for name in class_ for _ in range(n)]
     seeds = [first + k for _ in class_ for k in range(n)]
     # Wrong numbers and folders are told before the weights are loaded.
+    check_seed(first + n - 1)
     plan_steps(sampling, config.num_tokens * config.codebook_splits)
     _make_folder(out)
     runtime = load_runtime(opened, device=device)
@@ -66,9 +69,11 @@ def generate(
     seconds = time.perf_counter() - started
     for label, number, picture in zip(labels, seeds, pictures, strict=True):
         path = out / f"{manifest.class_names[label].replace('/', '_')}-{number}.png"
-        Image.fromarray(picture).save(path)
+        file = BytesIO()
+        Image.fromarray(picture).save(file, "PNG")
+        _write(path, file.getvalue())
         typer.echo(path)
-    typer.echo(f"{len(labels)} pictures in {seconds:.1f} s", err=True)
+    typer.echo(f"drawn in {seconds:.1f} s", err=True)
 
 
 def tokenize(
@@ -121,11 +126,13 @@ def detokenize(
 
     opened = open_bundle(bundle)
     indices = read_tokens(tokens, opened.manifest)
-    if out.suffix.lower() not in Image.registered_extensions():
+    known = {ending: name for ending, name in Image.registered_extensions().items() if name in Image.SAVE}
+    if out.suffix.lower() not in known:
         raise InputError(f"{out}: the suffix {out.suffix!r} names no picture format; use .png, .jpg or .webp")
     picture = load_runtime(opened, device=device).decode(indices[None])[0]
-    _make_folder(out.parent)
-    Image.fromarray(picture).save(out)
+    file = BytesIO()
+    Image.fromarray(picture).save(file, known[out.suffix.lower()])
+    _write(out, file.getvalue())
     typer.echo(out)
 
 

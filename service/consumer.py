@@ -121,12 +121,20 @@ class Consumer:
                 job_id = fields[b"id"]
                 # COUNT holds for each stream: what comes beyond one job goes back.
                 if jobs:
-                    self._run("release", job_id, self.worker_id, queue, entry)
+                    self._give_back(job_id, queue, entry, queues)
                     continue
                 reply = self._run("begin", self.worker_id, self._hint_key, queue, entry, job_id)
                 if reply:
                     jobs.append(self._take(reply))
         return jobs
+
+    def _give_back(self, job_id: bytes, queue: bytes, entry: bytes, queues: list[str]) -> None:
+        try:
+            self._run("release", job_id, self.worker_id, queue, entry)
+        except (RedisError, OSError) as error:
+            # The job begun beside it must not get lost with this error; the next claim finds this one.
+            self._doubt.add(tuple(sorted(queues)))
+            self._trouble(error)
 
     def reclaim(self) -> ClaimedJob | None:
         """One job whose worker was silent for a lease, begun here to run alone; to be called each lease/2."""

@@ -46,8 +46,8 @@ class Engine:
         self._table = SlotTable(slots)
         self._codec: deque[Task] = deque()
         self._tasks: dict[str, Task] = {}
-        self._arrivals: deque[Task] = deque()
-        self._unwanted: deque[str] = deque()
+        # What other threads want, in their order: a task to start or the id of one to drop.
+        self._mail: deque[Task | str] = deque()
         self._wake = threading.Condition()
         metrics.slots_total.set(slots)
 
@@ -56,28 +56,36 @@ class Engine:
     def submit(self, task: Task) -> None:
         """Hand over a task."""
         with self._wake:
-            self._arrivals.append(task)
+            self._mail.append(task)
             self._wake.notify_all()
 
     def drop(self, task_ids: Iterable[str]) -> None:
         """Forget tasks that were cancelled, expired or lost; their rows leave before the next step."""
         with self._wake:
-            self._unwanted.extend(task_ids)
+            self._mail.extend(task_ids)
             self._wake.notify_all()
 
     def free_slots(self) -> int:
-        """Pictures that can start at the next step."""
+        """Pictures that can start at the next step; 0 beside a task that must be alone."""
         with self._wake:
-            arriving = [task for task in self._arrivals if isinstance(task.request, GenerateJob)]
-            if any(task.solo for task in arriving):
+            if self._has_solo():
                 return 0
+            arriving = [task for task in self._arriving() if isinstance(task.request, GenerateJob)]
             return max(0, self._table.free - sum(map(images_of, arriving)))
 
     def free_codec(self) -> int:
-        """Pictures that can be encoded or decoded between the next two steps."""
+        """Pictures that can be coded between the next two steps; 0 beside a task that must be alone."""
         with self._wake:
-            arriving = [task for task in self._arrivals if not isinstance(task.request, GenerateJob)]
+            if self._has_solo():
+                return 0
+            arriving = [task for task in self._arriving() if not isinstance(task.request, GenerateJob)]
             return max(0, CODEC_IMAGES - sum(map(images_of, [*arriving, *self._codec])))
+
+    def _arriving(self) -> list[Task]:
+        return [item for item in self._mail if isinstance(item, Task)]
+
+    def _has_solo(self) -> bool:
+        return any(task.solo for task in (*self._arriving(), *self._tasks.values()))
 
     def wait_for(self, capacity: Callable[[], int], timeout_s: float) -> int:
         """What `free_slots` or `free_codec` says, as soon as it is not 0, at the latest after `timeout_s`."""
@@ -89,12 +97,12 @@ class Engine:
     def idle(self) -> bool:
         """Whether no task is known."""
         with self._wake:
-            return not self._arrivals and not self._tasks
+            return not self._arriving() and not self._tasks
 
     def wait_for_work(self, timeout_s: float) -> None:
         """Return when there is something to do, at the latest after `timeout_s`."""
         with self._wake:
-            self._wake.wait_for(lambda: bool(self._arrivals or self._unwanted or self._tasks), timeout_s)
+            self._wake.wait_for(lambda: bool(self._mail or self._tasks), timeout_s)
 
     # -- the engine's thread ---------------------------------------------------------------------------------
 
@@ -112,12 +120,12 @@ class Engine:
     def schedule(self) -> list[Row]:
         """Take in arrivals, drop the unwanted, admit; returns the rows of the next step."""
         with self._wake:
-            arrivals = list(self._arrivals)
-            self._arrivals.clear()
-            for task in arrivals:
-                self._accept(task)
-            while self._unwanted:
-                self._remove(self._unwanted.popleft())
+            while self._mail:
+                item = self._mail.popleft()
+                if isinstance(item, Task):
+                    self._accept(item)
+                else:
+                    self._remove(item)
             rows = list(self._table.admit())
             self._wake.notify_all()
         self.metrics.slots_active.set(len(rows))
@@ -154,13 +162,17 @@ class Engine:
         self.listener.failed(task, error)
 
     def step(self, rows: Sequence[Row]) -> None:
-        """One sampling step of `rows`. If it raises, each task is tried alone: only the guilty fail."""
+        """One sampling step of `rows`."""
+        self._isolating(self._step, rows)
+
+    def _isolating(self, action: Callable[[Sequence[Row]], None], rows: Sequence[Row]) -> None:
+        """Run `action`; if it raises, each task is tried by itself, so that only the guilty one fails."""
         try:
-            self._step(rows)
+            action(rows)
         except Exception as exc:
             if is_fatal(exc):
                 raise
-            tasks = {row.task_id for row in rows}
+            tasks = dict.fromkeys(row.task_id for row in rows)
             if len(tasks) == 1:
                 log.exception("task %s cannot be drawn", rows[0].task_id)
                 with self._wake:
@@ -169,7 +181,7 @@ class Engine:
                     )
                 return
             for task_id in tasks:
-                self.step([row for row in rows if row.task_id == task_id])
+                self._isolating(action, [row for row in rows if row.task_id == task_id])
 
     def _step(self, rows: Sequence[Row]) -> None:
         network_rows = len(rows) + sum(row.plan.guidance_scale != 0 for row in rows)
@@ -185,13 +197,19 @@ class Engine:
         shown = [
             k for k, row in followed if (every := self._request(row).preview_every) and row.step % every == 0
         ]
-        previews = (
-            dict(zip(shown, self._decode(grids_of(self.manifest, drawn[shown])), strict=True))
-            if shown
-            else {}
-        )
+        previews = self._previews(shown, drawn) if shown else {}
         for k, row in followed:
             self.listener.progressed(self._tasks[row.task_id], row, previews.get(k))
+
+    def _previews(self, shown: Sequence[int], drawn: Integers) -> dict[int, Pixels]:
+        """Pictures of the rows `shown`; a preview is best effort, so its failure costs nobody a picture."""
+        try:
+            return dict(zip(shown, self._decode(grids_of(self.manifest, drawn[shown])), strict=True))
+        except Exception as exc:
+            if is_fatal(exc):
+                raise
+            log.exception("previews were left out")
+            return {}
 
     def _request(self, row: Row) -> GenerateJob:
         request = self._tasks[row.task_id].request
@@ -203,8 +221,10 @@ class Engine:
         with self._wake:
             rows = self._table.take_finished()
             self._wake.notify_all()
-        if not rows:
-            return
+        if rows:
+            self._isolating(self._collect, rows)
+
+    def _collect(self, rows: Sequence[Row]) -> None:
         grids = grids_of(self.manifest, np.stack([row.tokens for row in rows]))
         wanted = [k for k, row in enumerate(rows) if self._request(row).format != "tokens"]
         pictures = dict(zip(wanted, self._decode(grids[wanted]), strict=True)) if wanted else {}
@@ -232,11 +252,17 @@ class Engine:
         with self._wake:
             batch: list[Task] = []
             count = 0
-            while self._codec and (not batch or count + images_of(self._codec[0]) <= CODEC_IMAGES):
+            while self._codec and self._may_code(self._codec[0], batch, count):
                 batch.append(self._codec.popleft())
                 count += images_of(batch[-1])
         for kind in (TokenizeJob, DetokenizeJob):
             self._run_codec([task for task in batch if type(task.request) is kind])
+
+    def _may_code(self, task: Task, batch: Sequence[Task], count: int) -> bool:
+        """Whether `task` may join `batch` of `count` pictures; one that must be alone waits for others."""
+        if task.solo:
+            return not batch and not self._table.active
+        return not batch or (not batch[0].solo and count + images_of(task) <= CODEC_IMAGES)
 
     def _run_codec(self, tasks: Sequence[Task]) -> None:
         if not tasks:

@@ -97,14 +97,19 @@ class RedisServer:
         if self.alive:
             return
         executable = self._executable or find_executable()
-        self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
+            self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock_state_dir()
             with self._server_lock() as lock:
                 self._spawn(executable, lock)
             self._await_ready()
-        except BaseException:
+        except BaseException as exc:
             self.stop()
+            if isinstance(exc, OSError):
+                raise Unavailable(
+                    f"the state folder {self._state_dir} cannot be used: {exc.strerror}; "
+                    "choose another with --state-dir or MASKBIT_STATE_DIR"
+                ) from exc
             raise
 
     def stop(self) -> None:
@@ -126,7 +131,10 @@ class RedisServer:
             return
         lock = _locked(self._state_dir / "owner.lock")
         if lock is None:
-            raise Unavailable(f"the state folder {self._state_dir} is in use by another service")
+            raise Unavailable(
+                f"the state folder {self._state_dir} is in use by another service; "
+                "choose another with --state-dir or MASKBIT_STATE_DIR"
+            )
         self._owner_lock = lock
 
     def _server_lock(self) -> TextIO:

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.job import QueueLimits
 
 MIB = 1 << 20
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
 
 def default_state_dir() -> Path:
@@ -51,6 +52,13 @@ class Settings(BaseSettings):
     slots: int = Field(16, ge=1, le=1024, description="pictures that a worker draws at the same time")
     threads: int = Field(0, ge=0, description="CPU threads of a worker; 0 = PyTorch's choice")
     drain_s: float = Field(25, ge=0, description="time for running jobs between SIGTERM and their release")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _known_scheme(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(REDIS_SCHEMES):
+            raise ValueError(f"it must begin with {', '.join(REDIS_SCHEMES)}")
+        return url
 
     def queue_limits(self) -> QueueLimits:
         """The bounds of the queue, which every process of a deployment must share."""

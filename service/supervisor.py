@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import os
@@ -11,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -29,6 +29,7 @@ CONFIG_ERROR = 2  # exit code of a process whose settings or weights are wrong: 
 POLL_S = 0.2
 RESTART_FLOOR_S, RESTART_CEILING_S = 0.5, 10.0
 STEADY_S = 30.0  # a part that lived so long starts with a fresh restart delay
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback needs no proxy
 GRACE_S = 10.0  # beyond the drain time, before a part is killed
 
 
@@ -140,14 +141,15 @@ def _check_port(settings: Settings) -> None:
             probe.bind((settings.host, settings.port))
         except OSError as exc:
             raise Unavailable(
-                f"cannot listen on {settings.host}:{settings.port}: {exc.strerror}; choose another --port"
+                f"cannot listen on {settings.host}:{settings.port}: {exc.strerror}; "
+                "choose another --host or --port"
             ) from exc
 
 
 def _ready(settings: Settings) -> bool:
     host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host
     try:
-        with urllib.request.urlopen(f"http://{host}:{settings.port}/readyz", timeout=1) as reply:
+        with _OPENER.open(f"http://{host}:{settings.port}/readyz", timeout=1) as reply:
             return bool(json.load(reply).get("ready"))
-    except (urllib.error.URLError, OSError, ValueError):
+    except (http.client.HTTPException, OSError, ValueError):
         return False

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ CLAIM_BLOCK_S = 1.0
 IDLE_WAIT_S = 1.0
 PROGRESS_BACKLOG = 256  # progress messages that wait to be sent; more are lost
 FINISHERS = 2
+PATIENCE_S = 5.0  # for a Redis that is away when the worker ends
 # A turn hangs when it takes longer than both; the process then ends, and the queue redelivers its jobs.
 STALL_FLOOR_S = 60.0
 STALL_FACTOR = 5  # times the longest turn so far
@@ -97,34 +99,36 @@ class Worker:
     def run(self) -> None:
         """Work until `stop`; raises what broke a thread."""
         self.consumer.announce(asdict(self.info))
-        threads = [
-            threading.Thread(target=self._guard, args=(loop,), name=loop.__name__.strip("_"), daemon=True)
-            for loop in (
-                self._claim_pictures,
-                self._claim_codec,
-                self._beat,
-                self._hints,
-                self._send_progress,
-            )
-        ]
-        for thread in threads:
-            thread.start()
-        try:
-            self._draw()
-            # After a crash nothing is given back uncounted, since a job of this worker may have caused it:
-            # its lease ends, and it is run alone elsewhere.
-            if self._crash is None:
-                self._release_rest()
-        finally:
-            self._finishers.shutdown()
-            self._ended.set()
-            # A claim that is still waiting may bring one more job, which `_start` gives back.
-            for thread in threads:
-                thread.join(2 * CLAIM_BLOCK_S)
-            self.consumer.retire()
-            self.consumer.close()
+        claimers = [self._start_thread(loop) for loop in (self._claim_pictures, self._claim_codec)]
+        helpers = [self._start_thread(loop) for loop in (self._beat, self._hints, self._send_progress)]
+        self._guard(self._draw)
+        self._stopping.set()
+        # Redis may be away just now: what waits for it is cut off, and the leases end by themselves.
+        patience = threading.Timer(PATIENCE_S, self.consumer.interrupt)
+        patience.daemon = True
+        patience.start()
+        for thread in claimers:
+            thread.join(2 * CLAIM_BLOCK_S)
+        # After a crash nothing is given back uncounted, since a job of this worker may have caused it: its
+        # lease ends, and it is run alone elsewhere.
+        if self._crash is None:
+            self._release_rest()
+        self._finishers.shutdown()
+        self._ended.set()
+        for thread in helpers:
+            thread.join(2 * CLAIM_BLOCK_S)
+        patience.cancel()
+        self.consumer.retire()
+        self.consumer.close()
         if self._crash is not None:
             raise self._crash
+
+    def _start_thread(self, loop: Callable[[], None]) -> threading.Thread:
+        thread = threading.Thread(
+            target=self._guard, args=(loop,), name=loop.__name__.strip("_"), daemon=True
+        )
+        thread.start()
+        return thread
 
     def stop(self) -> None:
         """Claim no more, finish what runs within the drain time, then end. Safe in a signal handler."""
@@ -174,7 +178,10 @@ class Worker:
         if self._stopping.is_set():
             self.consumer.release(job)
             return
+        known = job.id in self._jobs
         self._jobs[job.id] = job
+        if known:
+            return
         if job.attempt > 1:
             self.metrics.redeliveries.inc()
         try:
@@ -182,7 +189,7 @@ class Worker:
                 raise JobFailed(f"job kind {job.kind!r} is unknown; known are {', '.join(REQUESTS)}")
             request = REQUESTS[job.kind].unpack(job.payload)
         except ServiceError as exc:
-            self._finishers.submit(self._fail, job, exc)
+            self._later(partial(self._fail, job, exc))
             return
         self.engine.submit(Task(job.id, request, solo=job.solo))
 
@@ -204,11 +211,15 @@ class Worker:
             self.consumer.announce(asdict(self.info))
             self.metrics.gpu_memory.set(self.engine.runtime.memory_bytes())
             beats += 1
-            if beats % 2 == 0 and not self._stopping.is_set() and self.engine.free_slots():
+            if beats % 2 == 0 and not self._stopping.is_set() and not self._has_suspect():
                 job = self.consumer.reclaim()
                 if job is not None:
                     log.warning("took over job %s, attempt %d", job.id, job.attempt)
                     self._start(job)
+
+    def _has_suspect(self) -> bool:
+        """Whether a job that was taken over is still here: one at a time, as each needs the worker alone."""
+        return any(job.solo for job in list(self._jobs.values()))
 
     def _hints(self) -> None:
         while not self._ended.is_set():
@@ -255,13 +266,17 @@ class Worker:
         job = self._jobs.pop(task.id, None)
         if job is not None:
             compute_ms = (time.monotonic() - task.started_s) * 1000
-            self._finishers.submit(self._finish, job, task, compute_ms)
+            self._later(partial(self._finish, job, task, compute_ms))
 
     def failed(self, task: Task, error: MaskBitError) -> None:
         """Record the error."""
         job = self._jobs.pop(task.id, None)
         if job is not None:
-            self._finishers.submit(self._fail, job, error)
+            self._later(partial(self._fail, job, error))
+
+    def _later(self, work: Callable[[], None]) -> None:
+        """Do `work` in the pool; what it raises ends the worker like an error in any of its threads."""
+        self._finishers.submit(self._guard, work)
 
     # -- the pool --------------------------------------------------------------------------------------------
 

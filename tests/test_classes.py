@@ -19,8 +19,8 @@ def test_a_class_is_found_by_name_in_any_case_and_by_number(typed: str) -> None:
         ("strawbery", "did you mean strawberry"),
         ("apple", "red_apple or green_apple"),
         ("4", "allowed are 0 to 3"),
-        ("zebra", "there are 4 classes"),
-        ("", "there are 4 classes"),
+        ("zebra", "the 4 classes begin with bell_pepper, red_apple"),
+        ("", "the 4 classes begin with"),
     ],
 )
 def test_an_unknown_class_is_answered_with_the_nearest_names(typed: str, words: str) -> None:

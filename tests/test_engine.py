@@ -213,3 +213,56 @@ def test_waiting_for_room_ends_when_there_is_some_or_when_the_time_is_over(bundl
     assert engine.wait_for(engine.free_slots, 0.01) == 1
     engine.submit(generate("a"))
     assert engine.wait_for(engine.free_slots, 0.01) == 0
+
+
+class WeakDecoder(CountingRuntime):
+    """Cannot decode what has `forbidden` grids in one call, or anything when 0."""
+
+    forbidden = 2
+
+    def decode(self, indices: Integers) -> Pixels:
+        if len(indices) >= self.forbidden:
+            raise ValueError("out of memory")
+        return super().decode(indices)
+
+
+def test_a_failed_preview_costs_nobody_a_picture(bundle: Bundle) -> None:
+    engine, diary, _ = make(bundle)
+    runtime = WeakDecoder(bundle)
+    engine.runtime = runtime
+    for name in ("a", "b"):
+        engine.submit(generate(name, events=True, preview_every=1))
+    run(engine)
+    assert diary.errors == {}
+    assert sorted(task.id for task in diary.done) == ["a", "b"]
+    assert not any(preview for *_, preview in diary.steps)
+    assert runtime.rows == [2] * 4
+
+
+def test_a_failed_decode_fails_only_the_task_that_cannot_be_decoded_alone(bundle: Bundle) -> None:
+    engine, diary, _ = make(bundle)
+    engine.runtime = WeakDecoder(bundle)
+    engine.submit(generate("small"))
+    engine.submit(generate("large", count=2))
+    run(engine)
+    assert [task.id for task in diary.done] == ["small"]
+    assert list(diary.errors) == ["large"]
+
+
+def test_a_suspect_codec_task_runs_when_nothing_else_does(bundle: Bundle) -> None:
+    engine, diary, _ = make(bundle)
+    engine.submit(generate("picture", steps=3))
+    engine.turn()
+    engine.submit(Task("suspect", TokenizeJob.of(np.zeros((1, 16, 16, 3), dtype=np.uint8)), solo=True))
+    assert (engine.free_slots(), engine.free_codec()) == (0, 0)
+    run(engine)
+    assert [task.id for task in diary.done] == ["picture", "suspect"]
+
+
+def test_a_task_that_is_dropped_and_handed_in_again_is_done_once(bundle: Bundle) -> None:
+    engine, diary, _ = make(bundle)
+    engine.submit(generate("a"))
+    engine.drop(["a"])
+    engine.submit(generate("a"))
+    run(engine)
+    assert [task.id for task in diary.done] == ["a"]

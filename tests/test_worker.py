@@ -190,6 +190,32 @@ async def test_a_job_that_breaks_the_gpu_is_given_up_while_the_innocent_beside_i
     assert all("CUDA error" in crash for crash in crashes)
 
 
+@pytest.mark.anyio
+async def test_a_lost_job_is_taken_over_although_the_queue_never_empties(
+    redis_url: str, keys: Keys, tiny_bundle: Bundle
+) -> None:
+    store = JobStore(redis_url, keys, LIMITS)
+    await store.start()
+    await store.submit(job("lost"))
+    dead = Consumer(redis_url, keys, "dead", LIMITS)
+    assert dead.claim(generate=True, codec=False, block_s=1) is not None
+    dead.close()
+    for number in range(150):
+        await store.submit(job(f"later-{number}", count=4))
+
+    class Slow(NoopRuntime):
+        def step(self, batch: StepBatch) -> StepResult:
+            time.sleep(0.02)
+            return super().step(batch)
+
+    with working(redis_url, keys, Slow(tiny_bundle), tiny_bundle, "w1"):
+        view = await store.wait("lost")
+        waiting = (await store.depth()).queues["interactive"].waiting
+    await store.close()
+    assert view.state == "D"
+    assert waiting > 0
+
+
 def _open(url: str, keys: Keys) -> int:
     with Redis.from_url(url) as redis:
         return int(redis.zcard(keys.open))
