@@ -1,6 +1,5 @@
 """Convolutional building blocks under the published key names (torch)."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -103,8 +102,3 @@ class UpLevel(ResBlocks):
 def count_parameters(module: nn.Module) -> int:
     """Number of scalar parameters of `module`."""
     return sum(p.numel() for p in module.parameters())
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Device that holds the first parameter of `module`."""
-    return next(module.parameters()).device

@@ -18,7 +18,6 @@ from models.errors import ConfigError
 from service.errors import JobFailed
 
 PICTURE_FORMATS = ("png", "jpeg", "webp")
-GENERATE_FORMATS = (*PICTURE_FORMATS, "tokens", "npy")
 
 T = TypeVar("T", bound="Payload")
 

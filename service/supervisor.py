@@ -15,7 +15,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from models.bundle import open_bundle
 from service.errors import Unavailable
@@ -43,7 +43,7 @@ class Part:
     process: subprocess.Popen[bytes] | None = None
     started_s: float = 0.0
     delay_s: float = RESTART_FLOOR_S
-    restart_at_s: float = field(default=0.0)
+    restart_at_s: float = 0.0
 
     def start(self) -> None:
         """Start the process; it ends when this process does, because it reads our pipe."""
