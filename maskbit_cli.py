@@ -12,24 +12,42 @@ import typer
 
 from models.errors import MaskBitError
 
-# name -> (module, its Typer application or command function, help); imported when the command is called
-COMMANDS = {
+Entry = tuple[str, str, str]  # module, its Typer application or command function, help
+Group = tuple[dict[str, Entry], str]  # commands that several packages keep, help
+
+# imported when the command is called
+COMMANDS: dict[str, Entry | Group] = {
     "serve": ("service.cli", "serve", "Start Redis, a worker and the gateway with its page, as one."),
     "gateway": ("service.cli", "gateway", "Start the HTTP gateway alone."),
     "worker": ("service.cli", "worker", "Start a worker alone."),
     "generate": ("models.cli", "generate", "Draw pictures of a class, without a server."),
     "tokenize": ("models.cli", "tokenize", "Turn a picture into bit tokens, without a server."),
     "detokenize": ("models.cli", "detokenize", "Turn bit tokens into a picture, without a server."),
+    "import": ("models.cli", "import_", "Make a bundle of published weights."),
     "inspect": ("models.cli", "inspect", "Say what a bundle holds, and check its files."),
     "train": ("training.cli", "train_app", "Train a tokenizer, a generator or a classifier."),
-    "data": ("training.cli", "data_app", "Make training shards from a folder, or draw a synthetic set."),
-    "evaluate": ("training.cli", "evaluate_app", "Measure the quality of a bundle."),
-    "bench": ("service.cli", "bench_app", "Measure the speed of models and service on this machine."),
+    "data": ("training.data_cli", "data_app", "Make training shards from a folder, or draw a synthetic set."),
+    "evaluate": ("training.evaluation.cli", "evaluate_app", "Measure the quality of a bundle."),
+    "bench": (
+        {
+            "models": ("service.cli", "bench_models", "Time per picture alone and in a batch."),
+            "service": ("service.cli", "bench_service", "Overhead and throughput around an idle model."),
+            "training": ("training.cli", "bench_training", "Training from pictures and from a token cache."),
+        },
+        "Measure the speed of models, service and training on this machine.",
+    ),
 }
 
 
 # which extra of pyproject.toml a command needs, other than `cpu`
-EXTRAS = {"train": "train", "data": "train", "evaluate": "train", "gateway": "gateway", "worker": "worker"}
+EXTRAS = {
+    "train": "train",
+    "data": "train",
+    "evaluate": "train",
+    "bench training": "train",
+    "gateway": "gateway",
+    "worker": "worker",
+}
 
 
 def _print_version(wanted: bool) -> None:
@@ -53,25 +71,37 @@ def build_app(names: Sequence[str]) -> typer.Typer:
     """The application with the commands `names`, whose modules are imported here."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, callback=options)
     for name in names:
-        module, attribute, text = COMMANDS[name]
-        found = getattr(importlib.import_module(module), attribute)
-        if isinstance(found, typer.Typer):
-            app.add_typer(found, name=name, help=text)
-        else:
-            app.command(name, help=text)(found)
+        _mount(app, name, COMMANDS[name])
     return app
+
+
+def _mount(app: typer.Typer, name: str, entry: Entry | Group) -> None:
+    if len(entry) == 2:
+        commands, text = entry
+        group = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+        for member, place in commands.items():
+            _mount(group, member, place)
+        app.add_typer(group, name=name, help=text)
+        return
+    module, attribute, text = entry
+    found = getattr(importlib.import_module(module), attribute)
+    if isinstance(found, typer.Typer):
+        app.add_typer(found, name=name, help=text)
+    else:
+        app.command(name, help=text)(found)
 
 
 def main() -> None:
     """Entry point: wrong use and foreseen errors become one line on standard error and exit code 2."""
-    called = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    called = words[0] if words else ""
     try:
         app = build_app([called] if called in COMMANDS else list(COMMANDS))
         code = app(standalone_mode=False, prog_name="maskbit")
     except MaskBitError as exc:
         _fail(str(exc))
     except ModuleNotFoundError as exc:
-        extra = EXTRAS.get(called, "cpu")
+        extra = EXTRAS.get(" ".join(words[:2])) or EXTRAS.get(called, "cpu")
         _fail(
             f"the package {exc.name} is not installed; '{called}' needs pip install 'maskbit-serve[{extra}]'"
         )

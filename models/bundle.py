@@ -14,15 +14,10 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from models.config import (
-    GeneratorConfig,
-    SamplingConfig,
-    TokenizerConfig,
-    from_mapping,
-    require,
-    require_positive,
-)
+from models.config import GeneratorConfig, TokenizerConfig
 from models.errors import BundleError, ConfigError
+from models.sampling_config import SamplingConfig
+from models.validation import from_mapping, require, require_positive
 
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -27,12 +28,22 @@ def write_bundle(
     """
     if path.exists() and not (path / MANIFEST).exists() and not (path.is_dir() and not any(path.iterdir())):
         raise BundleError(f"{path} exists and is no bundle; give an empty or a new folder")
+    try:
+        return _write(path, manifest, weights, precision)
+    except (OSError, SafetensorError) as exc:
+        raise BundleError(f"{path} cannot be written: {getattr(exc, 'strerror', None) or exc}") from exc
+
+
+def _write(
+    path: Path, manifest: Manifest, weights: Mapping[str, Mapping[str, Tensor]], precision: str
+) -> Bundle:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
         folder = Path(temporary) / "bundle"
         folder.mkdir()
         for name, tensors in weights.items():
-            save_file({key: _stored(value, precision) for key, value in tensors.items()}, folder / name)
+            stored = {key: _stored(key, value, precision) for key, value in tensors.items()}
+            save_file(stored, folder / name)
             # safetensors writes for the owner alone; a service often runs as another user.
             (folder / name).chmod(0o644)
         files = {name: file_digest(folder / name) for name in weights}
@@ -43,6 +54,11 @@ def write_bundle(
     return Bundle(path, replace(manifest, files=files))
 
 
-def _stored(value: Tensor, precision: str) -> Tensor:
+def _stored(key: str, value: Tensor, precision: str) -> Tensor:
     value = value.detach().cpu().contiguous()
-    return value.to(DTYPES[precision]) if value.is_floating_point() else value
+    if not value.is_floating_point():
+        return value
+    stored = value.to(DTYPES[precision])
+    if not torch.isfinite(stored).all():
+        raise BundleError(f"{key} holds values that {precision} cannot store; use another precision")
+    return stored

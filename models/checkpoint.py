@@ -18,8 +18,15 @@ Weights = Mapping[str, Tensor]
 # Buffers of published files that follow from the configuration.
 DERIVED = ("bits_to_indices", "quantize.bits_to_indices", "quantize.codebook")
 NESTS = ("state_dict", "model", "module")
+TRAINING_ONLY = "loss."  # keys of the perceptual network and discriminator in checkpoints of Taming-VQGAN
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # data parallel and compiled modules
 SHOWN_KEYS = 5  # keys of each kind that an error message lists
+
+
+# Older Lightning checkpoints use this class as a mere key beside their weights; an empty one stands for it.
+LIGHTNING_CALLBACK = type(
+    "ModelCheckpoint", (), {"__module__": "pytorch_lightning.callbacks.model_checkpoint"}
+)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -28,11 +35,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises CheckpointError for a file that is missing, damaged or holds anything but tensors.
     """
     try:
-        content = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        content = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
     except FileNotFoundError as exc:
         raise CheckpointError(f"{path}: no such file") from exc
     except pickle.UnpicklingError as exc:
@@ -49,6 +52,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         key: value.float() if value.is_floating_point() else value
         for key, value in _flatten(content, path).items()
     }
+
+
+def _unpickled(path: Path) -> object:
+    with torch.serialization.safe_globals([LIGHTNING_CALLBACK]):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _flatten(content: object, path: Path) -> dict[str, Tensor]:
@@ -72,13 +80,14 @@ def renamed(weights: Weights) -> dict[str, Tensor]:
     return {re.sub(r"^token_emb\.", "input_proj.", key): value for key, value in plain.items()}
 
 
-def load_into(module: nn.Module, weights: Weights, source: object) -> None:
-    """Fill `module` with `weights`; CheckpointError naming every missing, unexpected or mis-shaped key.
+def fitted(module: nn.Module, weights: Weights, source: object) -> dict[str, Tensor]:
+    """`weights` under the keys of `module`, without what published files hold besides.
 
-    `source` names the weights in messages.
+    CheckpointError names every missing, unexpected or mis-shaped key; `source` names the weights in messages.
+    `module` may be on the meta device.
     """
     own = module.state_dict()
-    given = {key: value for key, value in renamed(weights).items() if key in own or key not in DERIVED}
+    given = {key: value for key, value in renamed(weights).items() if key in own or not _left_out(key)}
     problems = [
         _listed("missing", [key for key in own if key not in given]),
         _listed("unexpected", [key for key in given if key not in own]),
@@ -94,7 +103,16 @@ def load_into(module: nn.Module, weights: Weights, source: object) -> None:
     ]
     if any(problems):
         raise CheckpointError(f"{source} does not fit the network: {'; '.join(filter(None, problems))}")
-    module.load_state_dict(given)
+    return given
+
+
+def load_into(module: nn.Module, weights: Weights, source: object) -> None:
+    """Fill `module` with `weights`, which must fit it exactly (see `fitted`)."""
+    module.load_state_dict(fitted(module, weights, source))
+
+
+def _left_out(key: str) -> bool:
+    return key in DERIVED or key.startswith(TRAINING_ONLY)
 
 
 def _listed(what: str, keys: list[str]) -> str:

@@ -7,7 +7,7 @@ import secrets
 import time
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,14 +19,33 @@ def generate(
     class_: Annotated[list[str], typer.Option("--class", help="Class name or number; repeatable.")],
     n: Annotated[int, typer.Option("--n", min=1, max=256, help="Pictures of each class.")] = 1,
     seed: Annotated[int | None, typer.Option(min=0, help="First seed; picture k uses seed + k.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; the bundle's by default.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(min=0, max=30)] = None,
-    temperature: Annotated[float | None, typer.Option(min=0.01, max=10)] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="This and what follows: the bundle's if left out.")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(min=0, max=30, help="0 is without guidance.")
+    ] = None,
+    guidance_annealing: Annotated[str | None, typer.Option(help="none, linear or cosine.")] = None,
+    guidance_pow: Annotated[float | None, typer.Option(max=10, help="Of the cosine.")] = None,
+    guidance_cutoff: Annotated[float | None, typer.Option(min=0, help="Skip guidance up to here.")] = None,
+    guidance_interval: Annotated[
+        tuple[float, float] | None, typer.Option(help="Guide only between these shares of the steps.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.01, max=10, help="Of the softmax.")] = None,
+    anneal_temperature: Annotated[bool | None, typer.Option(help="Temperature from 1.3 to 0.5.")] = None,
+    noise_temperature: Annotated[
+        float | None, typer.Option(min=0, max=100, help="Of the confidence.")
+    ] = None,
+    mask_schedule: Annotated[str | None, typer.Option(help="arccos, cosine, linear, square or root.")] = None,
+    group_order: Annotated[str | None, typer.Option(help="confidence or halton.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("pictures"),
     bundle: BundleOption = "fruit",
     device: DeviceOption = "auto",
 ) -> None:
-    """Draw pictures of one or more classes into PNG files named after class and seed."""
+    """Draw pictures of one or more classes into PNG files named after class and seed.
+
+    docs/sampling.md tells what the options of sampling do.
+    """
     from dataclasses import replace
 
     from PIL import Image
@@ -38,18 +57,26 @@ def generate(
     from models.drawing import draw, generator_of
     from models.noise import check_seed
     from models.runtime.loading import load_runtime
-    from models.schedule import plan_steps
+    from models.schedule import forward_passes, plan_steps
 
     opened = open_bundle(bundle)
     manifest = opened.manifest
     config = generator_of(manifest)
-    usual = manifest.sampling
-    sampling = replace(
-        usual,
-        steps=usual.steps if steps is None else steps,
-        guidance_scale=usual.guidance_scale if guidance_scale is None else guidance_scale,
-        temperature=usual.temperature if temperature is None else temperature,
-    )
+    options: dict[str, Any] = {
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        "guidance_annealing": guidance_annealing,
+        "guidance_pow": guidance_pow,
+        "guidance_cutoff": guidance_cutoff,
+        "guidance_interval": guidance_interval,
+        "temperature": temperature,
+        "anneal_temperature": anneal_temperature,
+        "noise_temperature": noise_temperature,
+        "mask_schedule": mask_schedule,
+        "group_order": group_order,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    sampling = replace(manifest.sampling, **given)
     first = secrets.randbelow(2**31) if seed is None else seed
     labels = [find_class(manifest.class_names, name) for name in class_ for _ in range(n)]
     seeds = [first + k for _ in class_ for k in range(n)]
@@ -73,7 +100,12 @@ def generate(
         Image.fromarray(picture).save(file, "PNG")
         _write(path, file.getvalue())
         typer.echo(path)
-    typer.echo(f"drawn in {seconds:.1f} s", err=True)
+    passes = forward_passes(sampling)
+    typer.echo(
+        f"drawn in {seconds:.1f} s; forward passes a picture: {passes.total} "
+        f"({passes.conditional} conditional, {passes.unconditional} unconditional, {passes.saved} saved)",
+        err=True,
+    )
 
 
 def tokenize(
@@ -143,6 +175,41 @@ def inspect(bundle: Annotated[str, typer.Argument(help="Bundled model, folder or
 
     for key, value in describe(open_bundle(bundle)).items():
         typer.echo(f"{key:<22}{value}")
+
+
+def import_(
+    tokenizer: Annotated[Path, typer.Option(help="Weights of the tokenizer: .bin, .ckpt or .safetensors.")],
+    out: Annotated[Path, typer.Option(help="New folder for the bundle.")],
+    generator: Annotated[Path | None, typer.Option(help="Weights of the generator.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="A published model, e.g. maskbit_generator_14bit.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Published YAML file, instead of a preset.")] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="JSON file of class names; ImageNet's by default.")
+    ] = None,
+    licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "not stated",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16, as stored.")] = "fp32",
+) -> None:
+    """Make a bundle of published weights."""
+    from models.bundle_writer import DTYPES
+    from models.errors import InputError
+    from models.importer import import_model, read_published
+    from models.presets import find_preset
+
+    if precision not in DTYPES:
+        raise InputError(f"--precision is {precision!r}; allowed are {', '.join(DTYPES)}")
+    if preset is not None and config is None:
+        model = find_preset(preset).model
+    elif config is not None and preset is None:
+        model = read_published(config)
+    else:
+        raise InputError("give either --preset or --config, which describes the networks")
+    bundle = import_model(
+        model, out, tokenizer, generator, classes=classes, licence=licence, precision=precision
+    )
+    parts = "a tokenizer alone" if bundle.manifest.generator is None else "tokenizer and generator"
+    typer.echo(f"{bundle.ref} in {out}: {parts}")
 
 
 def _make_folder(path: Path) -> None:

@@ -1,93 +1,28 @@
-"""Configurations of tokenizer, generator and sampling: frozen, checked when built, standard library only.
+"""Configurations of tokenizer and generator: frozen, checked when built, standard library only.
 
-Field names of the two networks are those of the published YAML files.
+Field names are those of the published YAML files.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, fields
-from functools import cache
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
 
-from models.errors import ConfigError
+from models.validation import require, require_one_of, require_positive
 
-T = TypeVar("T")
-
-MASK_SCHEDULES = ("arccos", "cosine", "linear", "square", "root")
-GUIDANCE_ANNEALINGS = ("none", "linear", "cosine")
 MAX_BITS = 24
-
-
-def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Build the dataclass `cls` from parsed JSON or YAML, where a list stands for a tuple.
-
-    ConfigError names a key that is unknown, missing or of another type than its field.
-    """
-    known = {field.name: field.type for field in fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - set(known)):
-        raise ConfigError(f"{cls.__name__}: unknown {', '.join(unknown)}; allowed are {', '.join(known)}")
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    hints = _type_hints(cls)  # type: ignore[arg-type]
-    for key, value in given.items():
-        if not _fits(value, hints[key]):
-            raise ConfigError(f"{cls.__name__}: {key} is {str(value)[:80]!r}; its type is {known[key]}")
-    try:
-        return cls(**given)
-    except TypeError as exc:
-        raise ConfigError(f"{cls.__name__}: {exc}") from exc
-
-
-@cache
-def _type_hints(cls: Hashable) -> dict[str, Any]:
-    """Resolving annotations takes longer than all the checks, and a worker parses a config for each job."""
-    return get_type_hints(cls)
-
-
-def _fits(value: object, hint: Any) -> bool:
-    """Whether `value` has the annotated type: an int is a float too, booleans and NaN are no numbers."""
-    origin, parts = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return True
-    if origin is UnionType:
-        return any(_fits(value, part) for part in parts)
-    if origin is tuple:
-        wanted = parts[:1] * len(value) if isinstance(value, tuple) and parts[-1] is Ellipsis else parts
-        return isinstance(value, tuple) and len(value) == len(wanted) and all(map(_fits, value, wanted))
-    if origin is Mapping:
-        return isinstance(value, Mapping) and all(_fits(item, parts[1]) for item in value.values())
-    if isinstance(value, bool) or hint is bool:
-        return isinstance(value, bool) and hint is bool
-    if hint is float:
-        return isinstance(value, int | float) and abs(value) <= sys.float_info.max
-    return isinstance(value, hint)
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise ConfigError(message) unless `condition` holds."""
-    if not condition:
-        raise ConfigError(message)
-
-
-def require_positive(config: object, *names: str) -> None:
-    """Raise ConfigError unless each named field of `config` is an integer of at least 1."""
-    for name in names:
-        value = getattr(config, name)
-        require(
-            isinstance(value, int) and not isinstance(value, bool) and value >= 1,
-            f"{name} is {value!r}; a whole number of at least 1 is needed",
-        )
+TOKENIZERS = ("vqgan+", "maskgit", "taming")
+QUANTIZERS = ("lookup-free", "lookup")
+GENERATORS = ("lfq_bert", "bert")
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
     """Convolutional tokenizer (MaskBit paper, section 3.1).
 
-    `token_size` is the number of latent channels: K, the bits of a token, when lookup-free. `norm_groups`
-    is ours: with 32 groups on 32 channels GroupNorm normalises every channel by itself and erases flat
-    colour, so small models use fewer groups.
+    `maskgit` differs from `vqgan+` in the numbering of the decoder's levels alone; `taming` is the original
+    VQGAN, for inference only. `token_size` is the number of latent channels: K, the bits of a token, when
+    lookup-free. `norm_groups` is ours: with 32 groups on 32 channels GroupNorm normalises every channel by
+    itself and erases flat colour, so small models use fewer groups.
     """
 
     model_class: str = "vqgan+"
@@ -119,10 +54,11 @@ class TokenizerConfig:
             "token_size",
             "codebook_size",
         )
-        require(self.model_class == "vqgan+", f"model_class is {self.model_class!r}; allowed is 'vqgan+'")
+        require_one_of(self, "model_class", TOKENIZERS)
+        require_one_of(self, "quantizer_type", QUANTIZERS)
         require(
-            self.quantizer_type in ("lookup-free", "lookup"),
-            f"quantizer_type is {self.quantizer_type!r}; allowed are 'lookup-free' and 'lookup'",
+            self.model_class != "taming" or self.quantizer_type == "lookup",
+            f"quantizer_type is {self.quantizer_type!r}; the model class 'taming' has 'lookup' only",
         )
         require(
             len(self.channel_mult) == self.num_resolutions,
@@ -164,7 +100,10 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """Masked transformer over bit tokens (MaskBit paper, section 3.2)."""
+    """Masked transformer over the tokens' groups of bits (MaskBit paper, section 3.2).
+
+    `lfq_bert` reads the bits themselves, `bert` an embedding of each group.
+    """
 
     model_cls: str = "lfq_bert"
     bits: int = 14
@@ -192,7 +131,7 @@ class GeneratorConfig:
             "input_stride",
             "nclass",
         )
-        require(self.model_cls == "lfq_bert", f"model_cls is {self.model_cls!r}; allowed is 'lfq_bert'")
+        require_one_of(self, "model_cls", GENERATORS)
         require(self.bits <= MAX_BITS, f"bits is {self.bits}; tokens have 1 to {MAX_BITS} bits")
         require(0.0 <= self.dropout < 1.0, f"dropout is {self.dropout}; allowed is 0 <= dropout < 1")
         require(
@@ -224,36 +163,3 @@ class GeneratorConfig:
     def group_codes(self) -> int:
         """2^b, the values of a group, and the mask id, which follows them."""
         return 1 << self.group_bits
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How pictures are drawn; names are those of the HTTP API (SPEC section 3 gives the formulas)."""
-
-    steps: int = 64
-    guidance_scale: float = 7.1
-    guidance_annealing: str = "cosine"
-    guidance_pow: float = 3.0
-    temperature: float = 1.0
-    noise_temperature: float = 7.8
-    mask_schedule: str = "arccos"
-    anneal_temperature: bool = False
-
-    def __post_init__(self) -> None:
-        require_positive(self, "steps")
-        require(self.guidance_scale >= 0, f"guidance_scale is {self.guidance_scale}; it must be at least 0")
-        require(self.guidance_pow > 0, f"guidance_pow is {self.guidance_pow}; it must be above 0")
-        require(self.temperature > 0, f"temperature is {self.temperature}; it must be above 0")
-        require(
-            self.noise_temperature >= 0,
-            f"noise_temperature is {self.noise_temperature}; it must be at least 0",
-        )
-        require(
-            self.mask_schedule in MASK_SCHEDULES,
-            f"mask_schedule is {self.mask_schedule!r}; allowed are {', '.join(MASK_SCHEDULES)}",
-        )
-        require(
-            self.guidance_annealing in GUIDANCE_ANNEALINGS,
-            f"guidance_annealing is {self.guidance_annealing!r}; "
-            f"allowed are {', '.join(GUIDANCE_ANNEALINGS)}",
-        )

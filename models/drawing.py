@@ -10,21 +10,27 @@ import numpy as np
 
 from models import bits
 from models.bundle import Manifest
-from models.config import GeneratorConfig, SamplingConfig
+from models.config import GeneratorConfig
 from models.errors import InputError, RuntimeUnavailable
-from models.noise import check_seed, step_uniforms
+from models.halton import group_ranks, ordered_uniforms
+from models.noise import Uniforms, check_seed
 from models.runtime.base import Integers, Runtime, StepBatch
+from models.sampling_config import SamplingConfig
 from models.schedule import StepPlan, plan_steps
 
 
 @dataclass(eq=False, kw_only=True)
 class Drawing:
-    """One picture: `tokens` i64 (N, m) is its state before step number `step` of `plans`, then its result."""
+    """One picture: `tokens` i64 (N, m) is its state before step number `step` of `plans`, then its result.
+
+    `ranks` f32 (N, m) takes the place of every step's confidence uniforms where the order is fixed.
+    """
 
     label: int
     seed: int
     plans: Sequence[StepPlan]
     tokens: Integers
+    ranks: Uniforms | None = None
     step: int = 0
 
     @classmethod
@@ -40,6 +46,7 @@ class Drawing:
             seed=check_seed(seed),
             plans=plan_steps(sampling, shape[0] * shape[1]),
             tokens=np.full(shape, config.group_codes, dtype=np.int64),
+            ranks=group_ranks(sampling, config, seed),
             **extra,
         )
 
@@ -61,7 +68,7 @@ class Drawing:
 
 def step_batch(drawings: Sequence[Drawing]) -> StepBatch:
     """The runtime's inputs for the next step; every picture's noise is that of its own seed and step."""
-    noise = [step_uniforms(one.seed, one.step, one.tokens.shape) for one in drawings]
+    noise = [ordered_uniforms(one.seed, one.step, one.tokens.shape, one.ranks) for one in drawings]
     plans = [one.plan for one in drawings]
     return StepBatch(
         tokens=np.stack([one.tokens for one in drawings]),

@@ -3,7 +3,8 @@
 MaskBitError
 ├── ConfigError        a configuration value outside what is allowed
 ├── BundleError        a bundle folder that is missing, damaged or of another version
-├── CheckpointError    weights that do not fit the network
+├── CheckpointError    weights that do not fit the network, or a checkpoint that cannot be read or written
+├── TrainingError      a training run that cannot go on, because its loss is not finite for example
 ├── RuntimeUnavailable a runtime or device that this machine does not have
 └── InputError         tokens, images or sampling parameters out of range
 service.errors.ServiceError adds HTTP codes below the same root.
@@ -24,6 +25,10 @@ class BundleError(MaskBitError):
 
 class CheckpointError(MaskBitError):
     """Weights are missing, unexpected, mis-shaped or damaged; the message names the keys."""
+
+
+class TrainingError(MaskBitError):
+    """A training run cannot go on; the message says what is left of it."""
 
 
 class RuntimeUnavailable(MaskBitError):

@@ -1,4 +1,6 @@
-"""The generator `lfq_bert`: a transformer that reads and predicts groups of bits (SPEC section 2)."""
+"""The generators `lfq_bert` and `bert`: transformers that read and predict bit groups (SPEC section 2)."""
+
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -89,8 +91,8 @@ class Transformer(nn.Module):
         return x
 
 
-class LfqBert(nn.Module):
-    """Logits of all bit groups from partly masked groups and a class, without any token embedding table."""
+class Generator(nn.Module, ABC):
+    """Logits of all bit groups from partly masked groups and a class; both kinds share the transformer."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -98,15 +100,30 @@ class LfqBert(nn.Module):
         width = config.hidden_dim
         self.pos_emb = nn.Parameter(torch.empty(1, config.num_tokens + 1, width))
         self.class_emb = nn.Embedding(config.nclass + 1, width)
-        self.input_proj = nn.Linear(config.bits, width)
+        self._add_input()
         self.first_layer = nn.Sequential(layer_norm(width), nn.Dropout(config.dropout))
         self.transformer = Transformer(config)
         if config.use_prenorm:
             self.norm_after_transformer = layer_norm(width)
         self.last_layer = nn.Sequential(nn.Linear(width, width), nn.GELU(), layer_norm(width))
-        self.prediction_layer = nn.Linear(width, config.codebook_splits * config.group_codes)
-        self.register_buffer("bit_table", _bit_table(config.group_bits), persistent=False)
+        self._add_output()
         self._initialise()
+
+    @abstractmethod
+    def _add_input(self) -> None:
+        """Make the modules that `_read` uses."""
+
+    @abstractmethod
+    def _add_output(self) -> None:
+        """Make the modules that `_predict` uses beside those of the input."""
+
+    @abstractmethod
+    def _read(self, tokens: Tensor) -> Tensor:
+        """Vectors (B, N, hidden_dim) of `tokens`."""
+
+    @abstractmethod
+    def _predict(self, x: Tensor) -> Tensor:
+        """Logits (B, N, m, 2^b) from the transformer's vectors `x` (B, N, hidden_dim)."""
 
     def _initialise(self) -> None:
         for module in self.modules():
@@ -123,15 +140,61 @@ class LfqBert(nn.Module):
 
         `labels` i64 (B,) in [0, nclass]; nclass means "no class".
         """
+        x = torch.cat([self._read(tokens), self.class_emb(labels)[:, None]], dim=1) + self.pos_emb
+        x = self.transformer(self.first_layer(x))
+        if self.config.use_prenorm:
+            x = self.norm_after_transformer(x)
+        return self._predict(self.last_layer(x)[:, : self.config.num_tokens])
+
+
+class LfqBert(Generator):
+    """Reads the bits of unmasked groups themselves: there is no token embedding table."""
+
+    def _add_input(self) -> None:
         config = self.config
+        self.input_proj = nn.Linear(config.bits, config.hidden_dim)
+        self.register_buffer("bit_table", _bit_table(config.group_bits), persistent=False)
+
+    def _add_output(self) -> None:
+        config = self.config
+        self.prediction_layer = nn.Linear(config.hidden_dim, config.codebook_splits * config.group_codes)
+
+    def _read(self, tokens: Tensor) -> Tensor:
         # A table look-up gives the b values of a group: +-1 per bit, zeros for the mask id in its last row.
         bits = F.embedding(tokens, self.bit_table).flatten(2)  # type: ignore[arg-type]
-        x = torch.cat([self.input_proj(bits), self.class_emb(labels)[:, None]], dim=1) + self.pos_emb
-        x = self.transformer(self.first_layer(x))
-        if config.use_prenorm:
-            x = self.norm_after_transformer(x)
-        logits = self.prediction_layer(self.last_layer(x))[:, : config.num_tokens]
-        return logits.unflatten(-1, (config.codebook_splits, config.group_codes))  # type: ignore[no-any-return]
+        return self.input_proj(bits)  # type: ignore[no-any-return]
+
+    def _predict(self, x: Tensor) -> Tensor:
+        logits = self.prediction_layer(x)
+        return logits.unflatten(-1, (self.config.codebook_splits, self.config.group_codes))  # type: ignore[no-any-return]
+
+
+class Bert(Generator):
+    """Sums an embedding of each group; its logits compare the result with the same embeddings."""
+
+    def _add_input(self) -> None:
+        config = self.config
+        self.tok_emb_list = nn.ModuleList(
+            nn.Embedding(config.group_codes + 1, config.hidden_dim) for _ in range(config.codebook_splits)
+        )
+
+    def _add_output(self) -> None:
+        config = self.config
+        self.bias = nn.ParameterList(
+            torch.zeros(config.num_tokens, config.group_codes) for _ in range(config.codebook_splits)
+        )
+
+    def _tables(self) -> list[Tensor]:
+        return [table.weight for table in self.tok_emb_list]  # type: ignore[misc]
+
+    def _read(self, tokens: Tensor) -> Tensor:
+        embedded = [F.embedding(tokens[..., g], table) for g, table in enumerate(self._tables())]
+        return torch.stack(embedded).sum(0)
+
+    def _predict(self, x: Tensor) -> Tensor:
+        # The last row of a table stands for the mask, which is never predicted.
+        pairs = zip(self._tables(), self.bias, strict=True)
+        return torch.stack([F.linear(x, table[:-1]) + bias for table, bias in pairs], dim=2)
 
 
 def _bit_table(bits: int) -> Tensor:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import torch
+
 from models.bundle import GENERATOR_WEIGHTS, TOKENIZER_WEIGHTS, Bundle
-from models.checkpoint import load_into, read_weights
-from models.generator import LfqBert
+from models.checkpoint import fitted, read_weights
 from models.layers import count_parameters
-from models.tokenizer import ConvTokenizer
+from models.networks import build_generator, build_tokenizer
 
 
 def describe(bundle: Bundle) -> dict[str, str]:
     """Lines for the user by label; BundleError or CheckpointError when the bundle is not sound."""
     manifest = bundle.manifest
-    tokenizer = ConvTokenizer(manifest.tokenizer)
+    # On the meta device a network has names and shapes but takes neither memory nor time.
+    with torch.device("meta"):
+        tokenizer = build_tokenizer(manifest.tokenizer)
+        generator = None if manifest.generator is None else build_generator(manifest.generator)
     path = bundle.weights_file(TOKENIZER_WEIGHTS)
-    load_into(tokenizer, read_weights(path), path)
+    fitted(tokenizer, read_weights(path), path)
     config = manifest.tokenizer
     lines = {
         "bundle": bundle.ref,
@@ -22,18 +26,20 @@ def describe(bundle: Bundle) -> dict[str, str]:
         "licence": manifest.licence,
         "pictures": f"{manifest.image_size} x {manifest.image_size} pixels",
         "tokens": f"{manifest.grid} x {manifest.grid} of {config.bits} bits",
-        "tokenizer": f"{config.quantizer_type}, {_millions(count_parameters(tokenizer))} parameters",
+        "tokenizer": (
+            f"{config.model_class}, {config.quantizer_type}, "
+            f"{_millions(count_parameters(tokenizer))} parameters"
+        ),
     }
-    if manifest.generator is None:
+    if manifest.generator is None or generator is None:
         lines["generator"] = "none"
     else:
-        generator = LfqBert(manifest.generator)
         path = bundle.weights_file(GENERATOR_WEIGHTS)
-        load_into(generator, read_weights(path), path)
+        fitted(generator, read_weights(path), path)
         shape = manifest.generator
         lines["generator"] = (
-            f"{shape.depth} layers of width {shape.hidden_dim}, {shape.codebook_splits} groups, "
-            f"{_millions(count_parameters(generator))} parameters"
+            f"{shape.model_cls}, {shape.depth} layers of width {shape.hidden_dim}, "
+            f"{shape.codebook_splits} groups, {_millions(count_parameters(generator))} parameters"
         )
         lines["classes"] = f"{len(manifest.class_names)}: {', '.join(manifest.class_names[:16])}"
         sampling = manifest.sampling

@@ -1,5 +1,6 @@
 """Lookup-free and lookup quantizers with their training losses (SPEC section 1, MaskBit paper section 3)."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -39,14 +40,32 @@ def _entropy(p: Tensor) -> Tensor:
     return -(p * torch.log(p.clamp_min(CLAMP))).sum(-1)
 
 
-def _half_code_probabilities(bit_logits: Tensor) -> Tensor:
-    """Distributions (n, 2^k) over the codes of k independent bits with log-odds (n, k), bit 0 the lowest."""
-    probabilities = bit_logits.new_ones(len(bit_logits), 1)
-    for bit in range(bit_logits.shape[1]):
-        one = torch.sigmoid(bit_logits[:, bit : bit + 1])
-        zero = torch.sigmoid(-bit_logits[:, bit : bit + 1])
-        probabilities = torch.cat([probabilities * zero, probabilities * one], dim=1)
-    return probabilities
+def _log_probabilities(log_one: Tensor, log_zero: Tensor) -> Tensor:
+    """Log-probabilities (n, 2^k) of the codes of k independent bits, given those of each bit being 1 or 0."""
+    codes = log_one.new_zeros(len(log_one), 1)
+    for bit in range(log_one.shape[1]):
+        values = torch.stack([log_zero[:, bit], log_one[:, bit]], dim=1)
+        codes = (values[:, :, None] + codes[:, None]).flatten(1)
+    return codes
+
+
+def _entropy_of_pairs(high: Tensor, low: Tensor) -> Tensor:
+    """`_entropy` (n,) of n distributions over pairs, whose log-probabilities are sums high + low.
+
+    `high` (n, A) and `low` (n, B) are log-probabilities of the two independent parts. In each row the pairs
+    below the clamp are, for every entry of `high`, the first so many of the sorted `low`. So two cumulative
+    sums stand for all A * B pairs, and the result is exact.
+    """
+    low = low.sort(dim=1).values
+    p_low = low.exp()
+    mass = F.pad(p_low.cumsum(1), (1, 0))
+    information = F.pad((p_low * low).cumsum(1), (1, 0))
+    with torch.no_grad():
+        clamped = torch.searchsorted(low, math.log(CLAMP) - high)
+    mass_clamped = mass.gather(1, clamped)
+    rest = mass[:, -1:] - mass_clamped
+    information_rest = information[:, -1:] - information.gather(1, clamped)
+    return -(high.exp() * (mass_clamped * math.log(CLAMP) + rest * high + information_rest)).sum(1)
 
 
 class LookupFreeQuantizer(nn.Module):
@@ -92,18 +111,18 @@ class LookupFreeQuantizer(nn.Module):
     def entropies(latents: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Mean per-sample entropy and entropy of the mean distribution of `latents` (n, K), in nats.
 
-        The softmax over all 2^K codes factors into independent bits with log-odds 4 z / temperature. So the
-        per-sample entropy is the sum of the bits' entropies, and the mean distribution is one product of two
-        half-code matrices: memory is n * 2^(K/2) + 2^K instead of n * 2^K.
+        The softmax over all 2^K codes factors into independent bits with log-odds 4 z / temperature, so two
+        distributions over half codes of K/2 bits replace it: memory is n * 2^(K/2) + 2^K instead of n * 2^K.
         """
-        log_odds = latents * (4 / temperature)
-        one, zero = torch.sigmoid(log_odds), torch.sigmoid(-log_odds)
-        per_sample = -(one * F.logsigmoid(log_odds) + zero * F.logsigmoid(-log_odds)).sum(-1).mean()
+        # Neither autocast nor TF32 touches float64; their rounding would be larger than the clamp's effect.
+        log_odds = latents.double() * (4 / temperature)
+        log_one, log_zero = F.logsigmoid(log_odds), F.logsigmoid(-log_odds)
         half = latents.shape[1] // 2
-        low = _half_code_probabilities(log_odds[:, :half])
-        high = _half_code_probabilities(log_odds[:, half:])
-        mean = (high.T @ low / latents.shape[0]).flatten()
-        return per_sample, _entropy(mean)
+        low = _log_probabilities(log_one[:, :half], log_zero[:, :half])
+        high = _log_probabilities(log_one[:, half:], log_zero[:, half:])
+        per_sample = _entropy_of_pairs(high, low).mean()
+        average = _entropy((high.exp().T @ low.exp() / latents.shape[0]).flatten())
+        return per_sample.to(latents.dtype), average.to(latents.dtype)
 
 
 class LookupQuantizer(nn.Module):

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.config import GeneratorConfig, SamplingConfig
-from models.noise import step_uniforms
+from models.config import GeneratorConfig
+from models.halton import group_ranks, ordered_uniforms
+from models.sampling_config import SamplingConfig
 from models.schedule import plan_steps
 
 LogitsFn = Callable[
@@ -102,8 +103,9 @@ def sample(
     mask_id, rows = generator.group_codes, len(seeds)
     tokens = torch.full((rows, *shape), mask_id, device=device)
     drawn = tokens
+    ranks = [group_ranks(config, generator, seed) for seed in seeds]
     for number, plan in enumerate(plan_steps(config, shape[0] * shape[1])):
-        noise = [step_uniforms(seed, number, shape) for seed in seeds]
+        noise = [ordered_uniforms(seed, number, shape, own) for seed, own in zip(seeds, ranks, strict=True)]
         categories, confidences = (
             torch.from_numpy(np.stack(part)).to(device) for part in zip(*noise, strict=True)
         )

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.config import SamplingConfig
 from models.errors import InputError
+from models.halton import RANK_NOISE_TEMPERATURE
+from models.sampling_config import SamplingConfig
 
 
 def mask_ratio(progress: np.float32, schedule: str) -> np.float32:
@@ -31,12 +32,44 @@ def mask_ratio(progress: np.float32, schedule: str) -> np.float32:
 
 def guidance_scale(config: SamplingConfig, step: int) -> float:
     """Guidance scale s_i of 0-based `step`; 0 means that the step needs no unconditional pass."""
-    if config.guidance_annealing == "none":
-        return config.guidance_scale
     share = step / config.steps
+    start, end = config.guidance_interval
+    if not start <= share < end:
+        return 0.0
+    scale = config.guidance_scale * _annealing(config, share)
+    return scale if scale > config.guidance_cutoff else 0.0
+
+
+def _annealing(config: SamplingConfig, share: float) -> float:
+    if config.guidance_annealing == "none":
+        return 1.0
     if config.guidance_annealing == "linear":
-        return config.guidance_scale * share
-    return config.guidance_scale * (1 - math.cos(math.pi * share**config.guidance_pow)) / 2
+        return share
+    return (1 - math.cos(math.pi * share**config.guidance_pow)) / 2
+
+
+@dataclass(frozen=True)
+class ForwardPasses:
+    """Rows that one picture costs the network: one at each step, and one more at each guided step."""
+
+    conditional: int
+    unconditional: int
+
+    @property
+    def total(self) -> int:
+        """All rows."""
+        return self.conditional + self.unconditional
+
+    @property
+    def saved(self) -> int:
+        """Rows that guidance at every step would cost more."""
+        return self.conditional - self.unconditional
+
+
+def forward_passes(config: SamplingConfig) -> ForwardPasses:
+    """What one picture costs with these parameters."""
+    guided = sum(guidance_scale(config, step) != 0 for step in range(config.steps))
+    return ForwardPasses(conditional=config.steps, unconditional=guided)
 
 
 @dataclass(frozen=True)
@@ -65,8 +98,12 @@ def plan_steps(config: SamplingConfig, groups: int) -> tuple[StepPlan, ...]:
             StepPlan(
                 guidance_scale=guidance_scale(config, step),
                 temperature=0.5 + 0.8 * left if config.anneal_temperature else config.temperature,
-                noise_temperature=config.noise_temperature * left,
+                noise_temperature=_noise_temperature(config, left),
                 mask_count=masked,
             )
         )
     return tuple(plans)
+
+
+def _noise_temperature(config: SamplingConfig, left: float) -> float:
+    return RANK_NOISE_TEMPERATURE if config.group_order == "halton" else config.noise_temperature * left

@@ -23,9 +23,10 @@ class Answer(BaseModel):
 
 
 class Usage(Answer):
-    """The work behind an answer; times in milliseconds."""
+    """The work behind an answer; times in milliseconds, steps and network rows for each drawn picture."""
 
     steps: int
+    forward_passes: int
     queue_ms: float
     compute_ms: float
 
@@ -117,7 +118,7 @@ class InfoAnswer(Answer):
     bits: int
     runtime: str | None
     has_generator: bool
-    defaults: dict[str, int | float | str]
+    defaults: dict[str, bool | int | float | str | tuple[float, float]]
     limits: dict[str, Any]
     licence: str
 

@@ -8,8 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-bench_app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
-
 BundleOption = Annotated[
     str | None, typer.Option(help="Bundled model, folder or hf://owner/name [MASKBIT_BUNDLE].")
 ]
@@ -97,7 +95,6 @@ def worker(
     run_worker(settings)
 
 
-@bench_app.command("models")
 def bench_models(
     bundle: Annotated[str, typer.Option(help="Bundled model, folder or hf://owner/name.")] = "fruit",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -113,7 +110,6 @@ def bench_models(
         typer.echo(line)
 
 
-@bench_app.command("service")
 def bench_service(
     jobs: Annotated[int, typer.Option(min=1, help="Jobs of the throughput run.")] = 2000,
     clients: Annotated[int, typer.Option(min=1, max=512, help="Clients of the throughput run.")] = 32,

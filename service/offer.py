@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from models.bundle import Bundle
-from models.config import SamplingConfig
+from models.sampling_config import SamplingConfig
 from service.errors import InvalidRequest
 from service.settings import Settings
 

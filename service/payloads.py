@@ -13,8 +13,9 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from models.config import SamplingConfig, from_mapping
 from models.errors import ConfigError
+from models.sampling_config import SamplingConfig
+from models.validation import from_mapping
 from service.errors import JobFailed
 
 PICTURE_FORMATS = ("png", "jpeg", "webp")
@@ -111,6 +112,7 @@ class Pictures(Payload):
 
     `format` is that of every file; a `tokens` file is a TokenGrids payload of one grid, an `npy` file holds
     the pixels. `class_ids` and `seeds` are those of the job, one per file; both are empty for detokenize.
+    `forward_passes` are the rows that one picture cost the network.
     """
 
     files: tuple[bytes, ...]
@@ -119,3 +121,4 @@ class Pictures(Payload):
     format: str
     class_ids: tuple[int, ...] = ()
     seeds: tuple[int, ...] = ()
+    forward_passes: int = 0

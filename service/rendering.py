@@ -27,7 +27,12 @@ def grids_of(view: JobView) -> Indices:
 def usage_of(view: JobView, pictures: Pictures) -> Usage:
     """What the pictures took."""
     queue_ms = max(0, view.started_ms - view.created_ms)
-    return Usage(steps=pictures.steps, queue_ms=queue_ms, compute_ms=round(pictures.compute_ms, 3))
+    return Usage(
+        steps=pictures.steps,
+        forward_passes=pictures.forward_passes,
+        queue_ms=queue_ms,
+        compute_ms=round(pictures.compute_ms, 3),
+    )
 
 
 def pictures_answer(view: JobView, pictures: Pictures, offer: Offer) -> PicturesAnswer:

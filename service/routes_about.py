@@ -48,6 +48,8 @@ async def info(desk: DeskDep) -> Response:
             "steps": [1, offer.max_steps],
             "guidance_scale": [0, MAX_GUIDANCE_SCALE],
             "guidance_pow": [0, MAX_GUIDANCE_POW],
+            "guidance_cutoff": [0, MAX_GUIDANCE_SCALE],
+            "guidance_interval": [0, 1],
             "temperature": [0, MAX_TEMPERATURE],
             "noise_temperature": [0, MAX_NOISE_TEMPERATURE],
             "deadline_ms": [1, MAX_DEADLINE_MS],

@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapt
 
 from models import bits
 from models.bits import Indices
+from models.errors import ConfigError
 from models.noise import MAX_SEED
+from models.sampling_config import SamplingConfig
 from service.errors import InvalidRequest
 from service.job import Priority
 from service.offer import Offer
@@ -26,6 +28,7 @@ GenerateFormat = Literal["png", "jpeg", "webp", "tokens", "npy"]
 Encoding = Literal["bits", "indices", "packed", "npy"]
 MaskSchedule = Literal["arccos", "cosine", "linear", "square", "root"]
 GuidanceAnnealing = Literal["none", "linear", "cosine"]
+GroupOrder = Literal["confidence", "halton"]
 
 MAX_GUIDANCE_SCALE = 30
 MAX_GUIDANCE_POW = 10
@@ -58,6 +61,7 @@ ClassNames = Annotated[
 Token = Annotated[str, Field(max_length=64)]
 Index = Annotated[int, Field(ge=0, le=(1 << 31) - 1)]
 Grid = Annotated[list[T], Field(max_length=_MAX_LIST)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Body(BaseModel):
@@ -81,9 +85,17 @@ class GenerateBody(Body):
     guidance_scale: float | None = Field(None, ge=0, le=MAX_GUIDANCE_SCALE)
     guidance_annealing: GuidanceAnnealing | None = None
     guidance_pow: float | None = Field(None, gt=0, le=MAX_GUIDANCE_POW)
+    guidance_cutoff: float | None = Field(
+        None, ge=0, le=MAX_GUIDANCE_SCALE, description="steps with a scale up to here are not guided"
+    )
+    guidance_interval: tuple[Share, Share] | None = Field(
+        None, description="start and end, as shares of the steps, between which steps are guided"
+    )
     temperature: float | None = Field(None, gt=0, le=MAX_TEMPERATURE)
+    anneal_temperature: bool | None = Field(None, description="from 1.3 to 0.5 instead of temperature")
     noise_temperature: float | None = Field(None, ge=0, le=MAX_NOISE_TEMPERATURE)
     mask_schedule: MaskSchedule | None = None
+    group_order: GroupOrder | None = None
     format: GenerateFormat = "png"
     stream: bool = Field(False, description="answer with Server-Sent Events")
     preview_every: int = Field(
@@ -107,17 +119,23 @@ class GenerateBody(Body):
         seed = secrets.randbelow(_DRAWN_SEEDS) if self.seed is None else self.seed
         if seed + self.n - 1 > MAX_SEED:
             raise InvalidRequest(f"seed is {seed} with n = {self.n}; seed + n - 1 may be at most {MAX_SEED}")
-        sampling = {name: getattr(self, name) for name in SAMPLING_FIELDS if getattr(self, name) is not None}
-        if sampling.get("steps", 1) > offer.max_steps:
-            raise InvalidRequest(f"steps is {self.steps}; allowed are 1 to {offer.max_steps}")
         return GenerateJob(
             class_ids=tuple(one for one in classes for _ in range(self.n)),
             seeds=tuple(seed + k for _ in classes for k in range(self.n)),
-            sampling=dataclasses.replace(offer.sampling, **sampling),
+            sampling=self._sampling(offer),
             format=self.format,
             events=events,
             preview_every=self.preview_every if events else 0,
         )
+
+    def _sampling(self, offer: Offer) -> SamplingConfig:
+        given = {name: getattr(self, name) for name in SAMPLING_FIELDS if getattr(self, name) is not None}
+        if given.get("steps", 1) > offer.max_steps:
+            raise InvalidRequest(f"steps is {self.steps}; allowed are 1 to {offer.max_steps}")
+        try:
+            return dataclasses.replace(offer.sampling, **given)
+        except ConfigError as exc:
+            raise InvalidRequest(str(exc)) from None
 
     def _classes(self, offer: Offer) -> list[int]:
         if (self.class_id is None) == (self.class_name is None):
@@ -135,9 +153,13 @@ SAMPLING_FIELDS = (
     "guidance_scale",
     "guidance_annealing",
     "guidance_pow",
+    "guidance_cutoff",
+    "guidance_interval",
     "temperature",
+    "anneal_temperature",
     "noise_temperature",
     "mask_schedule",
+    "group_order",
 )
 
 

@@ -26,6 +26,7 @@ import numpy as np
 from models.bundle import Bundle
 from models.errors import MaskBitError
 from models.runtime.base import Pixels, Runtime
+from models.schedule import forward_passes
 from service.consumer import Consumer
 from service.engine import Engine
 from service.errors import JobFailed, ServiceError
@@ -301,8 +302,15 @@ def result_of(task: Task, compute_ms: float) -> bytes:
     files = tuple(_file(task, request.format, k) for k in range(len(task.grids)))
     if isinstance(request, DetokenizeJob):
         return Pictures(files, 0, compute_ms, request.format).pack()
-    steps = request.sampling.steps
-    return Pictures(files, steps, compute_ms, request.format, request.class_ids, request.seeds).pack()
+    return Pictures(
+        files,
+        steps=request.sampling.steps,
+        compute_ms=compute_ms,
+        format=request.format,
+        class_ids=request.class_ids,
+        seeds=request.seeds,
+        forward_passes=forward_passes(request.sampling).total,
+    ).pack()
 
 
 def _file(task: Task, file_format: str, image: int) -> bytes:

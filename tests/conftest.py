@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from models.bundle import GENERATOR_WEIGHTS, TOKENIZER_WEIGHTS, Bundle, Manifest
-from models.config import GeneratorConfig, SamplingConfig, TokenizerConfig
+from models.config import GeneratorConfig, TokenizerConfig
+from models.sampling_config import SamplingConfig
 from tests.golden_weights import make_weights
 
 if TYPE_CHECKING:

@@ -20,9 +20,10 @@ from models.bundle import (
     open_bundle,
 )
 from models.bundle_writer import write_bundle
-from models.config import GeneratorConfig, SamplingConfig, TokenizerConfig
+from models.config import GeneratorConfig, TokenizerConfig
 from models.errors import BundleError, ConfigError, MaskBitError
 from models.runtime.torch_runtime import TorchRuntime
+from models.sampling_config import SamplingConfig
 
 Edit = Callable[[dict[str, Any]], None]
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.checkpoint import load_into, read_weights
+from models.checkpoint import fitted, load_into, read_weights
 from models.errors import CheckpointError
 from models.generator import LfqBert
 from models.tokenizer import ConvTokenizer
@@ -88,6 +88,26 @@ def test_the_tokenizers_derivable_buffers_are_ignored(tiny_tokenizer: ConvTokeni
     weights["quantize.bits_to_indices"] = 2 ** torch.arange(6)
     weights["quantize.codebook"] = torch.zeros(64, 6)
     load_into(ConvTokenizer(tiny_tokenizer.config), weights, "test")
+
+
+def test_the_loss_networks_of_taming_checkpoints_are_left_out(
+    tiny_tokenizer: ConvTokenizer,
+) -> None:
+    extra = {"loss.perceptual_loss.net.slice1.0.weight": torch.full((2,), torch.nan)}
+    fresh = ConvTokenizer(tiny_tokenizer.config)
+    load_into(fresh, {**tiny_tokenizer.state_dict(), **extra}, "test")
+    assert_equal(fresh, tiny_tokenizer)
+    with pytest.raises(CheckpointError, match=r"unexpected losses\.weight"):
+        load_into(fresh, {**tiny_tokenizer.state_dict(), "losses.weight": torch.zeros(1)}, "test")
+
+
+def test_weights_are_fitted_without_memory_for_the_network(tiny_generator: LfqBert, weights: Weights) -> None:
+    with torch.device("meta"):
+        network = LfqBert(tiny_generator.config)
+    published = {key.replace("input_proj.", "token_emb."): value for key, value in weights.items()}
+    assert fitted(network, published, "test").keys() == weights.keys()
+    with pytest.raises(CheckpointError, match="missing pos_emb"):
+        fitted(network, {key: value for key, value in published.items() if key != "pos_emb"}, "test")
 
 
 def test_half_precision_files_become_fp32(tmp_path: Path, weights: Weights) -> None:

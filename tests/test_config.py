@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
-from models.config import GeneratorConfig, SamplingConfig, TokenizerConfig, from_mapping
+from models.config import GeneratorConfig, TokenizerConfig
 from models.errors import ConfigError
+from models.sampling_config import SamplingConfig
+from models.validation import from_mapping
 
 Config = type[TokenizerConfig] | type[GeneratorConfig] | type[SamplingConfig]
 CONFIGS: tuple[Config, ...] = (TokenizerConfig, GeneratorConfig, SamplingConfig)
@@ -49,7 +51,8 @@ def test_a_config_is_frozen() -> None:
         (TokenizerConfig, "sample_with_conv", "false"),
         (TokenizerConfig, "commitment_cost", "high"),
         (TokenizerConfig, "entropy_gamma", float("nan")),
-        (GeneratorConfig, "model_cls", "bert"),
+        (GeneratorConfig, "model_cls", "gpt"),
+        (GeneratorConfig, "model_cls", ["bert"]),
         (GeneratorConfig, "bits", -14),
         (GeneratorConfig, "bits", 64),
         (GeneratorConfig, "codebook_splits", 3),
@@ -77,6 +80,12 @@ def test_a_config_is_frozen() -> None:
 def test_a_wrong_value_is_named(cls: Config, key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=key):
         from_mapping(cls, {key: value})
+
+
+def test_taming_has_a_lookup_codebook() -> None:
+    with pytest.raises(ConfigError, match="'taming' has 'lookup' only"):
+        TokenizerConfig(model_class="taming")
+    assert TokenizerConfig(model_class="taming", quantizer_type="lookup").bits == 10
 
 
 def test_whole_numbers_are_accepted_where_floats_are_meant() -> None:

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from models.bundle import Bundle, Manifest
-from models.config import GeneratorConfig, SamplingConfig, TokenizerConfig
+from models.config import GeneratorConfig, TokenizerConfig
 from models.drawing import draw
 from models.errors import MaskBitError
 from models.runtime.base import Integers, Pixels, StepBatch, StepResult
 from models.runtime.noop_runtime import NoopRuntime
+from models.sampling_config import SamplingConfig
 from service.engine import CODEC_IMAGES, Engine
 from service.payloads import DetokenizeJob, GenerateJob, TokenizeJob
 from service.scheduler import Row

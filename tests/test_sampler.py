@@ -1,6 +1,7 @@
 """The sampler's pure parts against loops in Python, and whole pictures with a real network."""
 
 import math
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -10,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.config import GUIDANCE_ANNEALINGS, MASK_SCHEDULES, GeneratorConfig, SamplingConfig
+from models.config import GeneratorConfig
 from models.errors import InputError
 from models.generator import LfqBert
-from models.noise import step_uniforms
+from models.halton import group_ranks, ordered_uniforms
+from models.noise import Uniforms, step_uniforms
 from models.sampler import StepInputs, draw, guided_logits, remask, sample, step
-from models.schedule import StepPlan, plan_steps
+from models.sampling_config import GROUP_ORDERS, GUIDANCE_ANNEALINGS, MASK_SCHEDULES, SamplingConfig
+from models.schedule import StepPlan, forward_passes, plan_steps
 
 SMALL = GeneratorConfig(
     bits=4,
@@ -43,9 +46,9 @@ def network() -> LfqBert:
     return generator
 
 
-def inputs_of(tokens: Tensor, plan: StepPlan, seed: int, number: int) -> StepInputs:
+def inputs_of(tokens: Tensor, plan: StepPlan, seed: int, number: int, ranks: Uniforms | None) -> StepInputs:
     """Inputs of one picture, tokens (1, N, m)."""
-    categories, confidences = step_uniforms(seed, number, tuple(tokens.shape[1:]))
+    categories, confidences = ordered_uniforms(seed, number, tuple(tokens.shape[1:]), ranks)
     return StepInputs(
         tokens=tokens,
         labels=torch.tensor([seed % SMALL.nclass]),
@@ -65,10 +68,18 @@ def inputs_of(tokens: Tensor, plan: StepPlan, seed: int, number: int) -> StepInp
     steps=st.integers(1, GROUPS),
     scale=st.sampled_from([0.0, 0.5, 4.0]),
     noise=st.sampled_from([0.5, 8.0]),
+    order=st.sampled_from(GROUP_ORDERS),
     seed=st.integers(0, 2**63 - 1),
 )
 def test_a_picture_settles_as_planned_and_no_mask_is_left(
-    network: LfqBert, schedule: str, annealing: str, steps: int, scale: float, noise: float, seed: int
+    network: LfqBert,
+    schedule: str,
+    annealing: str,
+    steps: int,
+    scale: float,
+    noise: float,
+    order: str,
+    seed: int,
 ) -> None:
     config = SamplingConfig(
         steps=steps,
@@ -76,13 +87,16 @@ def test_a_picture_settles_as_planned_and_no_mask_is_left(
         guidance_annealing=annealing,
         noise_temperature=noise,
         mask_schedule=schedule,
+        group_order=order,
     )
+    ranks = group_ranks(config, SMALL, seed)
     tokens = torch.full((1, SMALL.num_tokens, SMALL.codebook_splits), MASK)
     drawn = tokens
     for number, plan in enumerate(plan_steps(config, GROUPS)):
         before = tokens
         guided = int(plan.guidance_scale != 0)
-        tokens, drawn = step(network, inputs_of(tokens, plan, seed, number), guided, MASK, SMALL.nclass)
+        inputs = inputs_of(tokens, plan, seed, number, ranks)
+        tokens, drawn = step(network, inputs, guided, MASK, SMALL.nclass)
         kept = before != MASK
         assert torch.equal(drawn[kept], before[kept])
         assert torch.equal(tokens[kept], before[kept])
@@ -92,6 +106,38 @@ def test_a_picture_settles_as_planned_and_no_mask_is_left(
     with torch.inference_mode():
         alone = sample(network, SMALL, config, torch.tensor([seed % SMALL.nclass]), [seed])
     assert torch.equal(alone, drawn)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SamplingConfig(steps=8),
+        SamplingConfig(steps=8, guidance_cutoff=0.5),
+        SamplingConfig(steps=8, guidance_annealing="none", guidance_interval=(0.2, 0.6)),
+        SamplingConfig(steps=8, guidance_scale=0.0),
+    ],
+    ids=["plain", "cutoff", "interval", "unguided"],
+)
+def test_the_network_sees_as_many_rows_as_are_reported(network: LfqBert, config: SamplingConfig) -> None:
+    rows = []
+
+    def counting(tokens: Tensor, labels: Tensor) -> Tensor:
+        rows.append(len(tokens))
+        assert int((labels == SMALL.nclass).sum()) == len(tokens) - 2
+        logits: Tensor = network(tokens, labels)
+        return logits
+
+    sample(counting, SMALL, config, torch.tensor([0, 1]), [5, 6])
+    assert sum(rows) == 2 * forward_passes(config).total
+
+
+def test_a_fixed_order_gives_pictures_of_their_seeds(network: LfqBert) -> None:
+    config = SamplingConfig(steps=6, group_order="halton")
+    labels = torch.tensor([0, 1])
+    first = sample(network, SMALL, config, labels, [5, 6])
+    assert torch.equal(sample(network, SMALL, replace(config, noise_temperature=0.0), labels, [5, 6]), first)
+    assert torch.equal(sample(network, SMALL, config, labels[1:], [6])[0], first[1])
+    assert not torch.equal(sample(network, SMALL, SamplingConfig(steps=6), labels, [5, 6]), first)
 
 
 def test_more_steps_than_groups_is_an_error(network: LfqBert) -> None:

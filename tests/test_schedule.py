@@ -1,5 +1,7 @@
 import math
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.config import GUIDANCE_ANNEALINGS, MASK_SCHEDULES, SamplingConfig
 from models.errors import InputError
-from models.schedule import guidance_scale, mask_ratio, plan_steps
+from models.halton import RANK_NOISE_TEMPERATURE
+from models.sampling_config import GUIDANCE_ANNEALINGS, MASK_SCHEDULES, SamplingConfig
+from models.schedule import forward_passes, guidance_scale, mask_ratio, plan_steps
 
 PUBLISHED_GROUPS = 512  # 256 tokens of two groups
 
@@ -82,6 +85,57 @@ def test_guidance_follows_its_annealing() -> None:
 def test_scale_zero_never_needs_an_unconditional_pass(annealing: str) -> None:
     config = SamplingConfig(guidance_scale=0.0, guidance_annealing=annealing)
     assert {plan.guidance_scale for plan in plan_steps(config, PUBLISHED_GROUPS)} == {0.0}
+
+
+def test_steps_up_to_the_cutoff_are_not_guided_and_the_others_as_before() -> None:
+    config = SamplingConfig(steps=8, guidance_scale=8.0, guidance_annealing="linear")
+    plain = [guidance_scale(config, step) for step in range(8)]
+    assert plain == [0, 1, 2, 3, 4, 5, 6, 7]
+    for cutoff, wanted in ((0.0, plain), (2.0, [0, 0, 0, *plain[3:]]), (1.9, [0, 0, *plain[2:]])):
+        cut = replace(config, guidance_cutoff=cutoff)
+        assert [plan.guidance_scale for plan in plan_steps(cut, PUBLISHED_GROUPS)] == wanted
+
+
+def test_only_steps_whose_progress_is_in_the_interval_are_guided() -> None:
+    """The start belongs to the interval, the end does not: neighbouring intervals share no step."""
+    config = SamplingConfig(steps=10, guidance_scale=2.0, guidance_annealing="none")
+
+    def guided(start: float, end: float) -> list[int]:
+        part = replace(config, guidance_interval=(start, end))
+        return [step for step in range(10) if guidance_scale(part, step) == 2.0]
+
+    assert guided(0.0, 1.0) == list(range(10))
+    assert guided(0.3, 0.7) == [3, 4, 5, 6]
+    assert guided(0.25, 0.65) == [3, 4, 5, 6]
+    assert guided(0.0, 0.3) + guided(0.3, 0.7) + guided(0.7, 1.0) == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("changes", "unconditional"),
+    [
+        ({}, 63),  # cosine annealing starts at 0
+        ({"guidance_scale": 0.0}, 0),
+        ({"guidance_annealing": "none"}, 64),
+        ({"guidance_annealing": "none", "guidance_interval": (0.25, 0.75)}, 32),
+        # 7.1 * (1 - cos(pi * x^3)) / 2 is above 0.1 from x^3 = 0.0757 or x = 0.4230, steps 28 to 63
+        ({"guidance_cutoff": 0.1}, 36),
+        ({"guidance_cutoff": 0.1, "guidance_interval": (0.0, 0.5)}, 4),
+    ],
+)
+def test_forward_passes_are_counted(changes: dict[str, Any], unconditional: int) -> None:
+    config = SamplingConfig(**changes)
+    passes = forward_passes(config)
+    assert (passes.conditional, passes.unconditional) == (64, unconditional)
+    assert (passes.total, passes.saved) == (64 + unconditional, 64 - unconditional)
+    plans = plan_steps(config, PUBLISHED_GROUPS)
+    assert passes.unconditional == sum(plan.guidance_scale != 0 for plan in plans)
+
+
+def test_a_fixed_order_changes_nothing_but_the_noise_temperature() -> None:
+    config = SamplingConfig(steps=16)
+    plans = plan_steps(config, PUBLISHED_GROUPS)
+    ordered = plan_steps(replace(config, group_order="halton"), PUBLISHED_GROUPS)
+    assert ordered == tuple(replace(plan, noise_temperature=RANK_NOISE_TEMPERATURE) for plan in plans)
 
 
 def test_temperatures_fall_with_progress() -> None:

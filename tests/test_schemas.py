@@ -1,4 +1,5 @@
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,23 @@ from hypothesis import strategies as st
 from models import bits
 from models.bundle import MANIFEST, Bundle, Manifest
 from models.errors import InputError
+from models.sampling_config import SamplingConfig
+from models.validation import from_mapping
 from service.errors import InvalidRequest
 from service.npy import read_npy, write_npy
 from service.offer import Offer
 from service.payloads import GenerateJob
 from service.refusals import shorten
-from service.schemas import DETOKENIZE, GENERATE, ORDER, DetokenizeBody, GenerateOrder, TokenizeOrder, parse
+from service.schemas import (
+    DETOKENIZE,
+    GENERATE,
+    ORDER,
+    SAMPLING_FIELDS,
+    DetokenizeBody,
+    GenerateOrder,
+    TokenizeOrder,
+    parse,
+)
 from service.settings import Settings
 
 MAX_SEED = 2**63 - 1
@@ -71,9 +83,14 @@ def test_given_sampling_fields_replace_the_bundles(offer: Offer) -> None:
         "temperature": 0.5,
         "noise_temperature": 0,
         "mask_schedule": "root",
+        "guidance_cutoff": 0.25,
+        "guidance_interval": [0.25, 1],
+        "anneal_temperature": True,
+        "group_order": "halton",
     }
     sampling = job_of(offer, class_id=0, **given_fields).sampling
-    assert {name: getattr(sampling, name) for name in given_fields} == given_fields
+    assert sampling == from_mapping(SamplingConfig, given_fields)
+    assert set(given_fields) == set(SAMPLING_FIELDS) == {field.name for field in fields(SamplingConfig)}
 
 
 @pytest.mark.parametrize(
@@ -99,6 +116,15 @@ def test_given_sampling_fields_replace_the_bundles(offer: Offer) -> None:
         ({"class_id": 0, "temperature": 0}, ["temperature is 0"]),
         ({"class_id": 0, "noise_temperature": -1}, ["noise_temperature is -1"]),
         ({"class_id": 0, "mask_schedule": "cubic"}, ["'cubic'", "arccos"]),
+        ({"class_id": 0, "group_order": "spiral"}, ["'spiral'", "halton"]),
+        ({"class_id": 0, "guidance_cutoff": -1}, ["guidance_cutoff is -1"]),
+        ({"class_id": 0, "guidance_cutoff": 31}, ["guidance_cutoff is 31", "30"]),
+        ({"class_id": 0, "guidance_interval": 0.5}, ["guidance_interval is 0.5"]),
+        ({"class_id": 0, "guidance_interval": [0.5]}, ["guidance_interval[1] is missing"]),
+        ({"class_id": 0, "guidance_interval": [0, 1.1]}, ["guidance_interval[1] is 1.1"]),
+        ({"class_id": 0, "guidance_interval": [0, 0.5, 1]}, ["guidance_interval is a list of 3"]),
+        ({"class_id": 0, "guidance_interval": [0.6, 0.4]}, ["guidance_interval is", "start < end"]),
+        ({"class_id": 0, "anneal_temperature": 1}, ["anneal_temperature is 1"]),
         ({"class_id": 0, "guidance_annealing": 1}, ["guidance_annealing is 1"]),
         ({"class_id": 0, "format": "gif"}, ["'gif'", "webp"]),
         ({"class_id": 0, "seed": -1}, ["seed is -1"]),

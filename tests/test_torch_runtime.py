@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from models import bits
 from models.bundle import Bundle, Manifest
 from models.bundle_writer import write_bundle
-from models.config import GUIDANCE_ANNEALINGS, MASK_SCHEDULES, SamplingConfig
 from models.drawing import Drawing, advance, draw, step_batch
 from models.errors import RuntimeUnavailable
 from models.generator import LfqBert
 from models.runtime.base import Integers, StepBatch, bucket_for
 from models.runtime.torch_runtime import CPU_BUCKETS, STRICT_BUCKET, TorchRuntime, choose_device
 from models.sampler import sample
+from models.sampling_config import GUIDANCE_ANNEALINGS, MASK_SCHEDULES, SamplingConfig
 from models.tokenizer import ConvTokenizer
 
 RNG_SEED = 20240924
@@ -157,7 +157,11 @@ def test_in_strict_mode_every_network_call_has_one_size(strict: TorchRuntime, ti
     rng = np.random.default_rng(RNG_SEED)
     assert strict.buckets == (STRICT_BUCKET,)
     assert strict.generator is not None
-    networks = (strict.generator, strict.tokenizer.encoder, strict.tokenizer.decoder)
+    networks = (
+        strict.generator,
+        strict.tokenizer.get_submodule("encoder"),
+        strict.tokenizer.get_submodule("decoder"),
+    )
     for rows in (1, 3, 4, 5, 11):
         drawings = strangers(strict, tiny_bundle, rng, rows)
         images = rng.integers(0, 256, (rows, 16, 16, 3), dtype=np.uint8)
@@ -241,7 +245,7 @@ def test_more_rows_than_the_largest_bucket_go_in_several_calls(usual: TorchRunti
     with counted_rows(usual.generator) as counted:
         whole = usual.step(batch)
     assert counted == [32, 24], "37 pictures and 19 guided ones are 56 rows"
-    with counted_rows(usual.tokenizer.encoder) as counted:
+    with counted_rows(usual.tokenizer.get_submodule("encoder")) as counted:
         indices = usual.encode(np.zeros((35, 16, 16, 3), dtype=np.uint8))
     assert counted == [32, 3]
     assert indices.shape == (35, 8, 8)
@@ -323,7 +327,7 @@ def test_the_tokenizer_runs_in_full_precision_and_leaves_the_setting_alone(usual
     seen: list[bool] = []
     handles = [
         network.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
-        for network in (usual.tokenizer.encoder, usual.tokenizer.decoder)
+        for network in (usual.tokenizer.get_submodule("encoder"), usual.tokenizer.get_submodule("decoder"))
     ]
     before = torch.backends.cudnn.allow_tf32
     usual.decode(usual.encode(np.zeros((1, 16, 16, 3), dtype=np.uint8)))
@@ -372,7 +376,10 @@ def test_warm_up_reaches_both_networks_and_changes_nothing(usual: TorchRuntime) 
     assert usual.generator is not None
     batch = plain_batch(2, [1.0])
     before = usual.step(batch)
-    with counted_rows(usual.generator) as generator, counted_rows(usual.tokenizer.decoder) as decoder:
+    with (
+        counted_rows(usual.generator) as generator,
+        counted_rows(usual.tokenizer.get_submodule("decoder")) as decoder,
+    ):
         usual.warm_up()
     assert generator
     assert decoder

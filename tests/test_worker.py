@@ -13,10 +13,10 @@ import pytest
 from redis import Redis
 
 from models.bundle import Bundle
-from models.config import SamplingConfig
 from models.drawing import draw
 from models.runtime.base import StepBatch, StepResult
 from models.runtime.noop_runtime import NoopRuntime
+from models.sampling_config import SamplingConfig
 from service.consumer import Consumer
 from service.job import NewJob, QueueLimits
 from service.jobs import JobStore

@@ -15,10 +15,10 @@ from models.bundle import GENERATOR_WEIGHTS, TOKENIZER_WEIGHTS, Bundle
 from models.checkpoint import load_into, read_weights
 from models.config import GeneratorConfig
 from models.errors import RuntimeUnavailable
-from models.generator import LfqBert
+from models.generator import Generator
+from models.networks import build_generator, build_tokenizer
 from models.runtime.base import Integers, Pixels, StepBatch, StepResult, bucket_for
 from models.sampler import StepInputs, step
-from models.tokenizer import ConvTokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Rows are work on a CPU and nearly free on a GPU that is not full: hence finer steps for the former.
@@ -70,11 +70,11 @@ class TorchRuntime:
         self.buckets = (STRICT_BUCKET,) if strict else usual
         manifest = bundle.manifest
         self.image_size, self.grid = manifest.image_size, manifest.grid
-        self.tokenizer = ConvTokenizer(manifest.tokenizer)
+        self.tokenizer = build_tokenizer(manifest.tokenizer)
         self._prepare(self.tokenizer, bundle, TOKENIZER_WEIGHTS)
-        self.generator: LfqBert | None = None
+        self.generator: Generator | None = None
         if manifest.generator is not None:
-            self.generator = LfqBert(manifest.generator)
+            self.generator = build_generator(manifest.generator)
             self._prepare(self.generator, bundle, GENERATOR_WEIGHTS)
             self.generator.to(DTYPES[self.precision])
 
