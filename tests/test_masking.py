@@ -2,12 +2,18 @@ import numpy as np
 import pytest
 import torch
 
-from models.config import MASK_SCHEDULES
 from models.errors import InputError
+from models.sampling_config import MASK_SCHEDULES
 from models.schedule import mask_ratio
-from training.masking import drop_classes, mask_ratios, random_masks
+from training.loss_config import GeneratorLossConfig
+from training.masking import Masking, draw_masking, mask_ratios
 
 CPU = torch.device("cpu")
+
+
+def draw(shape: tuple[int, int, int], seed: int = 0, **settings: object) -> Masking:
+    config = GeneratorLossConfig(**settings)  # type: ignore[arg-type]
+    return draw_masking(shape, config, 1, torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("schedule", MASK_SCHEDULES)
@@ -31,8 +37,7 @@ def test_an_unknown_schedule_is_refused() -> None:
 
 @pytest.mark.parametrize("schedule", MASK_SCHEDULES)
 def test_the_share_of_masked_groups_is_distributed_as_the_schedule_of_a_uniform(schedule: str) -> None:
-    torch.manual_seed(0)
-    shares = random_masks((4000, 64, 4), schedule, CPU).float().mean((1, 2)).numpy()
+    shares = draw((4000, 64, 4), train_mask_schedule_strategy=schedule).groups.float().mean((1, 2)).numpy()
     points = (np.arange(100_000, dtype=np.float32) + 0.5) / 100_000
     ratios = np.array([mask_ratio(point, schedule) for point in points[::50]])
     # mean of 4000 values, each with a standard deviation below 0.32
@@ -42,8 +47,7 @@ def test_the_share_of_masked_groups_is_distributed_as_the_schedule_of_a_uniform(
 
 
 def test_groups_are_masked_independently_at_the_ratio_of_their_picture() -> None:
-    torch.manual_seed(1)
-    masks = random_masks((500, 256, 2), "arccos", CPU).float()
+    masks = draw((500, 256, 2), seed=1).groups.float()
     first, second = masks[..., 0], masks[..., 1]
     centred = (first - first.mean(1, keepdim=True)) * (second - second.mean(1, keepdim=True))
     assert abs(centred.mean().item()) < 0.005  # the groups of one token are masked apart
@@ -52,17 +56,23 @@ def test_groups_are_masked_independently_at_the_ratio_of_their_picture() -> None
     assert halves.max() < 0.25  # and are one within a picture
 
 
-def test_dropped_classes_are_a_copy_with_the_wanted_share() -> None:
-    torch.manual_seed(2)
-    labels = torch.arange(10).repeat(1000)
-    before = labels.clone()
-    dropped = drop_classes(labels, 0.1, 10)
-    assert torch.equal(labels, before)
-    missing = dropped == 10
-    assert missing.float().mean().item() == pytest.approx(0.1, abs=0.015)
-    assert torch.equal(dropped[~missing], labels[~missing])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
+def test_classes_are_hidden_with_the_wanted_share(share: float) -> None:
+    hidden = draw((10_000, 1, 1), class_label_dropout=share).classes
+    assert hidden.shape == (10_000,)
+    assert hidden.float().mean().item() == pytest.approx(share, abs=5 * (share * (1 - share)) ** 0.5 / 100)
 
 
-def test_no_class_is_dropped_at_probability_zero() -> None:
-    labels = torch.arange(50)
-    assert torch.equal(drop_classes(labels, 0.0, 99), labels)
+def test_the_same_generator_state_draws_the_same_masking() -> None:
+    first, again, other = draw((8, 4, 2), 3), draw((8, 4, 2), 3), draw((8, 4, 2), 4)
+    assert torch.equal(first.groups, again.groups)
+    assert torch.equal(first.classes, again.classes)
+    assert not torch.equal(first.groups, other.groups)
+
+
+def test_rows_are_a_processs_share_of_the_whole_step() -> None:
+    whole = draw((8, 4, 2), loss_on="weighted")
+    shares = [whole.rows(start, 2, CPU) for start in range(0, 8, 2)]
+    for name in ("groups", "classes", "weights"):
+        joined = torch.cat([getattr(share, name) for share in shares])
+        assert torch.equal(joined, getattr(whole, name)), name

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.errors import ConfigError
-from training.data import evaluation_batches, read_samples
+from training.data import evaluation_batches
+from training.sources import read_samples
 from training.synthetic import DRAWINGS, draw_picture, synthetic_shards
 
 Pictures = NDArray[np.float64]
@@ -23,7 +24,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path, split: str) -> tuple[Pictures, NDArray[np.int64]]:
-    samples = list(read_samples([str(folder / f"{split}-000000.tar")]))
+    samples = list(read_samples(str(folder / f"{split}-000000.tar")))
     pictures = [np.asarray(Image.open(io.BytesIO(sample.image)).convert("RGB")) for sample in samples]
     return np.stack(pictures) / 255, np.array([sample.label for sample in samples])
 
@@ -52,7 +53,7 @@ def test_nearest_class_means_name_the_pictures_far_better_than_chance(shards: Pa
 
 def test_no_two_pictures_are_the_same(shards: Path) -> None:
     images = [
-        s.image for split in ("train", "val") for s in read_samples([str(shards / f"{split}-000000.tar")])
+        s.image for split in ("train", "val") for s in read_samples(str(shards / f"{split}-000000.tar"))
     ]
     assert len(set(images)) == len(images) == len(DRAWINGS) * 50
 

@@ -21,7 +21,9 @@ from models.errors import ConfigError, MaskBitError
 from models.runtime.torch_runtime import TorchRuntime
 from tests.training_fixtures import recipe_values
 from training.checkpoints import checkpoint_files, load_checkpoint
-from training.cli import data_app, evaluate_app, train_app
+from training.cli import train_app
+from training.data_cli import data_app
+from training.evaluation.cli import evaluate_app
 from training.synthetic import synthetic_shards
 
 ROOT = Path(__file__).resolve().parents[1]

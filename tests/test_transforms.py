@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from training.config import DatasetConfig
+from training.data_config import DatasetConfig
 from training.pictures import to_rgb
-from training.transforms import center_fit, crop_box, random_crop
+from training.transforms import center_fit, crop_box, crop_source_side, random_crop
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -19,8 +20,13 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def config(**changes: object) -> DatasetConfig:
-    return DatasetConfig(train_shards="t", eval_shards="v", image_size=16, **changes)  # type: ignore[arg-type]
+def config(**changes: Any) -> DatasetConfig:
+    return DatasetConfig(
+        train_shards_path_or_url="t",
+        eval_shards_path_or_url="v",
+        resolution=16,
+        **{"min_scale": 1.0, **changes},
+    )
 
 
 @given(
@@ -63,13 +69,13 @@ def test_a_picture_too_narrow_for_any_box_gives_its_centre() -> None:
 
 def test_a_full_square_crop_leaves_the_pixels_alone() -> None:
     image = picture(16, 16)
-    whole = config(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False)
+    whole = config(use_aspect_ratio_aug=False, flip=False)
     assert random_crop(image, whole, np.random.default_rng(0)).tobytes() == image.tobytes()
 
 
 def test_half_of_the_pictures_are_mirrored() -> None:
     image = picture(16, 16)
-    whole = config(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+    whole = config(use_aspect_ratio_aug=False)
     mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes()
     results = [random_crop(image, whole, np.random.default_rng(seed)).tobytes() for seed in range(400)]
     assert set(results) == {image.tobytes(), mirrored}
@@ -79,9 +85,9 @@ def test_half_of_the_pictures_are_mirrored() -> None:
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_a_crop_equals_cutting_and_an_antialiased_resize(interpolation: str) -> None:
     image = picture(90, 70)
-    settings = config(crop_scale=(0.3, 0.6), interpolation=interpolation, flip=False)
+    settings = config(min_scale=0.3, interpolation=interpolation, flip=False)
     result = np.asarray(random_crop(image, settings, np.random.default_rng(5)), dtype=np.float64)
-    box = crop_box(image.size, settings.crop_scale, settings.crop_ratio, np.random.default_rng(5))
+    box = crop_box(image.size, (0.3, 1.0), settings.crop_ratio, np.random.default_rng(5))
     cut = torch.from_numpy(np.asarray(image)[box[1] : box[3], box[0] : box[2]].copy()).permute(2, 0, 1)
     expected = F.interpolate(cut[None].double(), (16, 16), mode=interpolation, antialias=True)
     # Pillow reads a little beyond the box for its filter, so the outermost pixels differ.
@@ -106,6 +112,43 @@ def test_a_centre_fit_of_a_fitting_picture_is_the_picture() -> None:
 @given(st.integers(1, 60), st.integers(1, 60))
 def test_a_centre_fit_has_the_wanted_size(width: int, height: int) -> None:
     assert center_fit(picture(width, height), 12).size == (12, 12)
+
+
+def test_without_random_crops_the_centre_is_taken_by_the_wanted_filter() -> None:
+    image = picture(90, 70)
+    for interpolation in ("bilinear", "bicubic"):
+        settings = config(use_random_crop=False, interpolation=interpolation, flip=False)
+        result = random_crop(image, settings, np.random.default_rng(0))
+        assert result.tobytes() == center_fit(image, 16, interpolation).tobytes()
+    settings = config(use_random_crop=False, interpolation=interpolation)
+    results = {random_crop(image, settings, np.random.default_rng(seed)).tobytes() for seed in range(20)}
+    assert results == {result.tobytes(), result.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes()}
+
+
+@pytest.mark.parametrize("random", [True, False])
+def test_a_small_picture_is_enlarged(random: bool) -> None:
+    settings = config(use_random_crop=random, use_aspect_ratio_aug=False, flip=False)
+    result = np.asarray(random_crop(picture(8, 8), settings, np.random.default_rng(0)), dtype=np.float64)
+    small = torch.from_numpy(np.asarray(picture(8, 8)).copy()).permute(2, 0, 1)
+    expected = F.interpolate(small[None].double(), (16, 16), mode="bilinear", antialias=True)
+    assert np.abs(result - expected[0].permute(1, 2, 0).numpy()).max() < 2
+
+
+@given(
+    size=st.tuples(st.integers(100, 900), st.integers(100, 900)),
+    low=st.floats(0.3, 1),
+    high=st.floats(1, 3),
+    min_scale=st.floats(0.1, 1),
+    seed=st.integers(0, 2**32),
+)
+def test_no_crop_of_a_picture_with_the_stated_side_is_enlarged(
+    size: tuple[int, int], low: float, high: float, min_scale: float, seed: int
+) -> None:
+    side = crop_source_side(config(min_scale=min_scale, aspect_ratio=(low, high)))
+    width, height = (max(side, length) for length in size)
+    rng = np.random.default_rng(seed)
+    left, top, right, bottom = crop_box((width, height), (min_scale, 1), (low, high), rng)
+    assert min(right - left, bottom - top) >= 2 * 16 - 1
 
 
 def test_transparent_pixels_become_white() -> None:

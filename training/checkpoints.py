@@ -5,21 +5,45 @@ from __future__ import annotations
 import os
 import pickle
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from models.errors import CheckpointError
-from training.config import Recipe
+from training.batch import Batch
 from training.ema import Ema
+from training.processes import merged
+from training.recipe import Recipe
+from training.sharding import load_network, load_optimizer, network_state, optimizer_state
 
 KEEP = 2  # newest checkpoints that stay on disk
-CONTENT = ("recipe", "step", "network", "ema", "ema_updates", "optimizer")
-# What may change between two sittings of one run. The first two move it and do not change its numbers; a run
-# may also be lengthened or cut short, and its learning-rate schedule then follows the new length.
-FREE_KEYS = ("training.device", "dataset.workers", "training.max_train_steps")
+CONTENT = ("recipe", "step", "networks", "ema", "ema_updates", "optimizers", "position")
+
+
+@dataclass
+class RunState:
+    """Everything of a run that changes: modules and optimizers by name, as `Accelerator.prepare` gave them.
+
+    The optimizer of a module bears its name. `position` is where the data stream stands, which only the
+    stream's own code reads. `step` counts finished optimizer steps, `skipped` the samples that this process
+    could not use since it started.
+    """
+
+    networks: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+    ema: Ema[Any]
+    step: int = 0
+    position: dict[str, Any] = field(default_factory=dict)
+    skipped: int = 0
+
+    def take(self, batch: Batch) -> None:
+        """Note that `batch` was taken from the data stream."""
+        self.position = dict(batch.position)
+        self.skipped += batch.skipped
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -27,30 +51,65 @@ def checkpoint_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("checkpoint-*.pt") if re.fullmatch(r"checkpoint-\d{8}\.pt", p.name))
 
 
-def save_checkpoint(
-    recipe: Recipe, step: int, network: nn.Module, ema: Ema[Any], optimizer: torch.optim.Optimizer
-) -> Path:
-    """Write the state after `step` optimizer steps; a kill in the middle leaves older checkpoints alone."""
-    folder = recipe.folder
-    folder.mkdir(parents=True, exist_ok=True)
+def newest_checkpoint(path: Path) -> Path:
+    """`path` itself if it is a file, else the newest checkpoint of the run folder `path`."""
+    if path.is_file():
+        return path
+    files = checkpoint_files(path)
+    if not files:
+        raise CheckpointError(f"{path} holds no checkpoint of a training run")
+    return files[-1]
+
+
+def save_checkpoint(recipe: Recipe, state: RunState, accelerator: Accelerator) -> None:
+    """Write `state`; a kill in the middle leaves older checkpoints alone. All processes call this together.
+
+    Raises CheckpointError when the file cannot be written, for want of space for example.
+    """
+    content = {
+        "recipe": recipe.as_dict(),
+        "step": state.step,
+        "networks": {name: network_state(module) for name, module in state.networks.items()},
+        "ema": state.ema.average.state_dict(),
+        "ema_updates": state.ema.updates,
+        "optimizers": {
+            name: optimizer_state(state.networks[name], optimizer)
+            for name, optimizer in state.optimizers.items()
+        },
+        "position": merged(accelerator, state.position),
+    }
+    if accelerator.is_main_process:
+        _write(recipe.folder, state.step, content)
+    accelerator.wait_for_everyone()
+
+
+def _write(folder: Path, step: int, content: dict[str, Any]) -> None:
     path = folder / f"checkpoint-{step:08d}.pt"
     partial = path.with_suffix(".partial")
-    state = {
-        "recipe": recipe.as_dict(),
-        "step": step,
-        "network": network.state_dict(),
-        "ema": ema.average.state_dict(),
-        "ema_updates": ema.updates,
-        "optimizer": optimizer.state_dict(),
-    }
-    with partial.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        _sync_folder(folder)
+    except (OSError, RuntimeError) as exc:  # a full disk makes torch raise either
+        partial.unlink(missing_ok=True)
+        kept = checkpoint_files(folder)
+        last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no earlier checkpoint"
+        reason = " ".join(str(exc).split())[:200]
+        raise CheckpointError(f"{path} cannot be written ({reason}); {last}") from exc
     for old in checkpoint_files(folder)[:-KEEP]:
         old.unlink()
-    return path
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name of a renamed file outlast a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -68,42 +127,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def resume_step(
-    recipe: Recipe, network: nn.Module, ema: Ema[Any], optimizer: torch.optim.Optimizer, *, resume: bool
-) -> int:
-    """Steps already done: 0 for a new run, else those of the newest checkpoint, loaded into the arguments.
-
-    A folder with checkpoints is continued only when `resume` is set and its recipe is the same but for the
-    section `experiment` and FREE_KEYS; otherwise two different runs would share one name.
-    """
-    files = checkpoint_files(recipe.folder)
-    if not files:
-        return 0
-    if not resume:
-        raise CheckpointError(
-            f"{recipe.folder} holds a run already; continue it with --resume or change experiment.name"
-        )
-    state = load_checkpoint(files[-1])
-    if (differs := _difference(state["recipe"], recipe.as_dict())) is not None:
-        raise CheckpointError(f"{files[-1]} was written with another {differs}; use another experiment.name")
-    network.load_state_dict(state["network"])
-    ema.average.load_state_dict(state["ema"])
-    ema.updates = state["ema_updates"]
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
-
-
-def _difference(stored: dict[str, Any], current: dict[str, Any]) -> str | None:
-    """First key (or section that is one value) in which two recipes differ, other than what may change."""
-    old, new = _flat(stored), _flat(current)
-    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    return next((key for key in keys if key not in FREE_KEYS and not key.startswith("experiment.")), None)
-
-
-def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Values by dotted key."""
-    return {
-        f"{section}.{key}" if isinstance(values, dict) else section: value
-        for section, values in recipe.items()
-        for key, value in (values.items() if isinstance(values, dict) else [(section, values)])
-    }
+def restore(state: RunState, path: Path) -> None:
+    """Load the checkpoint `path` into `state`, whose modules and optimizers have the stored names."""
+    stored = load_checkpoint(path)
+    for name, module in state.networks.items():
+        load_network(module, stored["networks"][name])
+    for name, optimizer in state.optimizers.items():
+        load_optimizer(state.networks[name], optimizer, stored["optimizers"][name])
+    state.ema.average.load_state_dict(stored["ema"])
+    state.ema.updates = stored["ema_updates"]
+    state.step = int(stored["step"])
+    state.position = stored["position"]

@@ -1,10 +1,18 @@
 """A small residual classifier: the judge of drawn pictures, trained on the user's own shards."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.config import ClassifierConfig
+from models.checkpoint import load_into
+from models.errors import CheckpointError
+from models.validation import from_mapping
+from training.checkpoints import load_checkpoint, newest_checkpoint
+from training.recipe import ClassifierConfig
 
 GROUP_CHANNELS = 8  # channels normalised together
 
@@ -39,12 +47,44 @@ class Classifier(nn.Module):
         self.norm = nn.GroupNorm(widths[-1] // GROUP_CHANNELS, widths[-1])
         self.head = nn.Linear(widths[-1], config.num_classes)
 
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """Maps (B, width, h, w) after each unit, the last one normalised; unit by unit h and w are halved."""
+        x = self.stem(images * 2 - 1)
+        found = []
+        for unit in self.units:
+            x = unit(x)
+            found.append(x)
+        return [*found[:-1], F.relu(self.norm(x))]
+
+    def maps(self, images: Tensor) -> Tensor:
+        """Features (B, widths[-1], h, w) of every place."""
+        return self.stages(images)[-1]
+
     def features(self, images: Tensor) -> Tensor:
         """Pooled features (B, widths[-1])."""
-        return F.relu(self.norm(self.units(self.stem(images * 2 - 1)))).mean((2, 3))
+        return self.maps(images).mean((2, 3))
+
+    def head_of(self, maps: Tensor) -> Tensor:
+        """Logits (B, num_classes) of the last stage's `maps`."""
+        return self.head(maps.mean((2, 3)))  # type: ignore[no-any-return]
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images))  # type: ignore[no-any-return]
+        return self.head_of(self.maps(images))
+
+
+def load_classifier(path: Path) -> Classifier:
+    """The averaged classifier of a checkpoint or of the newest one in a run folder, frozen, in eval mode.
+
+    Raises CheckpointError for anything else.
+    """
+    file = newest_checkpoint(path)
+    state = load_checkpoint(file)
+    model = state["recipe"]["model"]
+    if "widths" not in model:
+        raise CheckpointError(f"{file} is no classifier; `maskbit train perceptual` writes one")
+    network = Classifier(from_mapping(ClassifierConfig, model))
+    load_into(network, state["ema"], file)
+    return network.eval().requires_grad_(False)
 
 
 @torch.inference_mode()

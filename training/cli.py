@@ -1,19 +1,20 @@
-"""`maskbit train …`, `maskbit data …` and `maskbit evaluate …`."""
+"""`maskbit train …`."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
-    from training.config import Recipe
+    from models.bundle import Bundle
+    from training.recipe import Recipe
+
+    R = TypeVar("R", bound=Recipe)
 
 train_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-evaluate_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
 class Precision(StrEnum):
@@ -35,7 +36,10 @@ Stored = Annotated[Precision, typer.Option(help="Precision of the bundle's weigh
 
 @train_app.callback()
 def train() -> None:
-    """Train a tokenizer, then a generator on its tokens; a classifier judges their pictures."""
+    """Train a tokenizer, then a generator on its tokens; a perceptual network helps and judges both.
+
+    For several GPUs or nodes: accelerate launch -m maskbit_cli train …
+    """
 
 
 @train_app.command()
@@ -48,17 +52,16 @@ def tokenizer(
     precision: Stored = Precision.FP32,
 ) -> None:
     """Train a tokenizer (stage I)."""
-    from training.config import TokenizerRecipe
     from training.publish import publish_tokenizer, tokenizer_manifest
+    from training.recipe import TokenizerRecipe
     from training.tokenizer_loop import train_tokenizer
 
-    plan = _recipe("tokenizer", recipe, overrides)
-    assert isinstance(plan, TokenizerRecipe)
+    plan = _recipe("tokenizer", TokenizerRecipe, recipe, overrides)
     if bundle is not None:
         tokenizer_manifest(plan, bundle.name, licence)  # what is wrong here should not surface after hours
-    network = train_tokenizer(plan, resume=resume)
-    if bundle is not None:
-        typer.echo(publish_tokenizer(network, plan, bundle, licence=licence, precision=precision).path)
+    network = train_tokenizer(plan, resume=resume or plan.experiment.resume)
+    if bundle is not None and _is_main_process():
+        _tell(publish_tokenizer(network, plan, bundle, licence=licence, precision=precision))
 
 
 @train_app.command()
@@ -70,128 +73,64 @@ def generator(
     licence: Licence = "not stated",
     precision: Stored = Precision.FP32,
 ) -> None:
-    """Train a generator (stage II) on the tokens of the tokenizer that `model.tokenizer` names."""
-    from training.config import GeneratorRecipe
+    """Train a generator (stage II) on the tokens of the tokenizer that experiment.vqgan_checkpoint names."""
     from training.generator_loop import train_generator
     from training.publish import generator_manifest, publish_generator
+    from training.recipe import GeneratorRecipe
 
-    plan = _recipe("generator", recipe, overrides)
-    assert isinstance(plan, GeneratorRecipe)
+    plan = _recipe("generator", GeneratorRecipe, recipe, overrides)
     if bundle is not None:
         generator_manifest(plan, bundle.name, licence)  # what is wrong here should not surface after hours
-    network = train_generator(plan, resume=resume)
-    if bundle is not None:
-        typer.echo(publish_generator(network, plan, bundle, licence=licence, precision=precision).path)
+    network = train_generator(plan, resume=resume or plan.experiment.resume)
+    if bundle is not None and _is_main_process():
+        _tell(publish_generator(network, plan, bundle, licence=licence, precision=precision))
 
 
 @train_app.command()
-def classifier(recipe: RecipeArgument, overrides: Overrides = None, resume: Resume = False) -> None:
-    """Train a classifier, the judge of `maskbit evaluate`."""
+def perceptual(recipe: RecipeArgument, overrides: Overrides = None, resume: Resume = False) -> None:
+    """Train a classifier on your own shards: the perceptual network of stage I, the judge of evaluation."""
     from training.classifier_loop import train_classifier
-    from training.config import ClassifierRecipe
+    from training.recipe import ClassifierRecipe
 
-    plan = _recipe("classifier", recipe, overrides)
-    assert isinstance(plan, ClassifierRecipe)
-    train_classifier(plan, resume=resume)
-    typer.echo(plan.folder)
-
-
-def _recipe(kind: str, path: str, overrides: list[str] | None) -> Recipe:
-    from training.recipes import build_recipe, load_values
-
-    return build_recipe(kind, load_values(path, overrides or []))
+    plan = _recipe("classifier", ClassifierRecipe, recipe, overrides)
+    train_classifier(plan, resume=resume or plan.experiment.resume)
+    if _is_main_process():
+        typer.echo(plan.folder)
 
 
-@data_app.callback()
-def data() -> None:
-    """Make WebDataset shards to train on."""
-
-
-@data_app.command()
-def folder(
-    source: Annotated[Path, typer.Argument(help="Folder with one sub-folder of pictures per class.")],
-    out: Annotated[Path, typer.Argument(help="New or empty folder for the shards.")],
-    image_size: Annotated[
-        int | None, typer.Option(help="Resize and centre-crop to this many pixels; untouched by default.")
+def bench_training(
+    recipe: RecipeArgument = "fruit_generator",
+    overrides: Overrides = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Token cache of `maskbit data cache`; by default one is made and removed."),
     ] = None,
-    val_share: Annotated[float, typer.Option(help="Share of each class that is held out.")] = 0.1,
-    samples_per_shard: Annotated[int, typer.Option(help="Pictures in a shard.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of split and order.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are timed in a round.")] = 30,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of either kind, in turns.")] = 3,
 ) -> None:
-    """Turn a folder of pictures into train and validation shards."""
-    from training.folder import shards_from_folder
+    """Training steps of a generator from pictures and from a token cache, side by side."""
+    from training.bench import bench
+    from training.recipe import GeneratorRecipe
 
-    report = shards_from_folder(
-        source,
-        out,
-        image_size=image_size,
-        val_share=val_share,
-        samples_per_shard=samples_per_shard,
-        seed=seed,
-    )
-    typer.echo(
-        f"{out}: {len(report.classes)} classes, {report.train} training and {report.val} validation "
-        f"pictures, {len(report.skipped)} files skipped"
-    )
+    plan = _recipe("generator", GeneratorRecipe, recipe, overrides)
+    for line in bench(plan, cache, steps=steps, rounds=rounds):
+        typer.echo(line)
 
 
-@data_app.command()
-def synthetic(
-    out: Annotated[Path, typer.Argument(help="New or empty folder for the shards.")],
-    classes: Annotated[int, typer.Option(help="Number of classes.")] = 8,
-    per_class: Annotated[int, typer.Option(help="Training pictures of each class.")] = 200,
-    val_per_class: Annotated[int, typer.Option(help="Validation pictures of each class.")] = 20,
-    image_size: Annotated[int, typer.Option(help="Pixels along each side.")] = 32,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of all pictures.")] = 0,
-) -> None:
-    """Draw a small labelled data set: balloons, boats, fish, flowers, hearts, houses, …"""
-    from training.synthetic import synthetic_shards
+def _recipe(kind: str, cls: type[R], path: str, overrides: list[str] | None) -> R:
+    from training.recipe_file import build_recipe, load_values
 
-    names = synthetic_shards(
-        out,
-        classes=classes,
-        per_class=per_class,
-        val_per_class=val_per_class,
-        image_size=image_size,
-        seed=seed,
-    )
-    typer.echo(
-        f"{out}: {per_class} training and {val_per_class} validation pictures each of {', '.join(names)}"
-    )
+    plan = build_recipe(kind, load_values(path, overrides or []))
+    assert isinstance(plan, cls)
+    return plan
 
 
-@evaluate_app.callback()
-def evaluate() -> None:
-    """Measure the quality of a bundle."""
+def _is_main_process() -> bool:
+    """Whether this is the one of the processes started together that writes what they made."""
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
 
 
-@evaluate_app.command("bundle")
-def evaluate_bundle_command(
-    bundle: Annotated[str, typer.Argument(help="Bundled model, folder or hf://owner/name.")],
-    shards: Annotated[str, typer.Option(help="Shards of held-out pictures: path, glob or {a..b}.")],
-    judge: Annotated[
-        Path | None, typer.Option(help="Run folder or checkpoint of `maskbit train classifier`.")
-    ] = None,
-    per_class: Annotated[int, typer.Option(help="Pictures to draw of each class.")] = 25,
-    seed: Annotated[int, typer.Option(min=0, help="First seed; picture k uses seed + k.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    grid: Annotated[Path | None, typer.Option(help="Write a grid of pictures to this PNG file.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the numbers to this JSON file.")] = None,
-) -> None:
-    """Measure reconstructions of held-out pictures, and pictures that the bundle draws."""
-    from dataclasses import asdict
-    from json import dumps
-
-    from models.bundle import open_bundle
-    from training.evaluation import evaluate_bundle
-
-    report = asdict(
-        evaluate_bundle(
-            open_bundle(bundle), shards, judge=judge, per_class=per_class, seed=seed, device=device, grid=grid
-        )
-    )
-    for key, value in report.items():
-        if value is not None:
-            typer.echo(f"{key:23} {value:.4g}" if isinstance(value, float) else f"{key:23} {value}")
-    if json is not None:
-        json.write_text(dumps(report, indent=2) + "\n", encoding="utf-8")
+def _tell(bundle: Bundle) -> None:
+    typer.echo(bundle.path)

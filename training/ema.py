@@ -4,7 +4,8 @@ from copy import deepcopy
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -15,7 +16,10 @@ def ema_decay(update: int, maximum: float) -> float:
 
 
 class Ema(Generic[Module]):
-    """Holds `average`, a frozen copy of a network that follows its training weights."""
+    """Holds `average`, a frozen copy of a network that follows its training weights.
+
+    With `maximum` 0 the average is the network's newest weights.
+    """
 
     def __init__(self, network: Module, maximum: float) -> None:
         self.average: Module = deepcopy(network).eval().requires_grad_(False)
@@ -23,11 +27,16 @@ class Ema(Generic[Module]):
         self.updates = 0
 
     @torch.no_grad()
-    def update(self, network: Module) -> None:
-        """Move the average towards the weights of `network`."""
+    def update(self, network: nn.Module) -> None:
+        """Move the average towards the weights of `network`, which may be sharded over processes."""
         self.updates += 1
         weight = 1 - ema_decay(self.updates, self.maximum)
-        averages: list[torch.Tensor] = list(self.average.parameters())
-        torch._foreach_lerp_(averages, list[torch.Tensor](network.parameters()), weight)
+        averages: list[Tensor] = list(self.average.parameters())
+        torch._foreach_lerp_(averages, [whole(p) for p in network.parameters()], weight)
         for own, other in zip(self.average.buffers(), network.buffers(), strict=True):
-            own.copy_(other)
+            own.copy_(whole(other))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """`tensor` itself, or all of it where FSDP leaves each process a shard."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()

@@ -15,12 +15,12 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from models.config import require
-from training.pictures import to_rgb
+from models.validation import require
+from training.class_folders import class_folders, files_below
+from training.pictures import FORMATS, to_rgb
 from training.shards import Picture, new_data_set, write_shards
 from training.transforms import center_fit
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # formats that go into shards byte by byte
 QUALITY = 95  # of pictures that must be encoded anew
 EXIF_ORIENTATION = 0x0112
@@ -57,7 +57,9 @@ def shards_from_folder(
     require(0 <= val_share < 1, f"val_share is {val_share}; allowed is 0 <= share < 1")
     require(samples_per_shard >= 1, f"samples_per_shard is {samples_per_shard}; it must be at least 1")
     require(image_size is None or image_size >= 1, f"image_size is {image_size}; it must be at least 1")
-    classes = class_folders(source, out)
+    classes = class_folders(source)
+    inside = out.resolve().is_relative_to(source.resolve())
+    require(not inside, f"{out} lies in {source}; shards would become a class of their own")
     splits = split_files([picture_files(folder) for folder in classes], val_share, seed)
     loader = _Loader(image_size)
     names = tuple(folder.name for folder in classes)
@@ -72,29 +74,11 @@ def shards_from_folder(
     return FolderReport(names, counts.get("train", 0), counts.get("val", 0), tuple(sorted(loader.skipped)))
 
 
-def class_folders(source: Path, out: Path) -> list[Path]:
-    """Sub-folders of `source` by name, hidden ones left out; ConfigError when there are none."""
-    require(source.is_dir(), f"no folder {source}; give one that holds a sub-folder of pictures per class")
-    inside = out.resolve().is_relative_to(source.resolve())
-    require(not inside, f"{out} lies in {source}; shards would become a class of their own")
-    folders = sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
-    require(bool(folders), f"{source} has no sub-folders; one per class is needed")
-    return folders
-
-
 def picture_files(folder: Path) -> list[Path]:
-    """Files below `folder` by path, hidden ones left out; links are followed, each folder is walked once."""
-    files: list[Path] = []
-    seen: set[str] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        if os.path.realpath(place) in seen:
-            folders.clear()  # a link to a folder that was walked already, perhaps to one above itself
-            continue
-        seen.add(os.path.realpath(place))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [Path(place, name) for name in names if not name.startswith(".")]
+    """Files of a class; ConfigError when there are none."""
+    files = files_below(folder)
     require(bool(files), f"class folder {folder} holds no pictures; fill or remove it")
-    return sorted(files)
+    return files
 
 
 def split_files(files: list[list[Path]], val_share: float, seed: int) -> dict[str, list[tuple[Path, int]]]:

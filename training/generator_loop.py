@@ -1,131 +1,241 @@
 """Stage II: train the masked transformer on the tokens of a frozen tokenizer (`maskbit train generator`)."""
 
-import torch
-from torch import Tensor
+from __future__ import annotations
 
-from models.bundle import TOKENIZER_WEIGHTS, open_bundle
-from models.checkpoint import load_into, read_weights
-from models.config import GeneratorConfig, require
-from models.generator import LfqBert
-from models.runtime.torch_runtime import choose_device
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import fields
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from models.bundle import GENERATOR_WEIGHTS
+from models.generator import Generator
+from models.networks import build_generator
 from models.sampler import sample
-from models.tokenizer import ConvTokenizer
-from training.checkpoints import resume_step, save_checkpoint
-from training.config import GeneratorRecipe
-from training.data import check_labels, evaluation_batches, training_loader
+from models.tokenizer import Tokenizer
+from training.activation_checkpointing import recompute_activations
+from training.batch import Batch, check_labels
+from training.batches import evaluation_pictures, next_batch, picture_batches, repeated
+from training.cached_batches import TokenBatch, cached_batches
+from training.checkpoints import RunState, restore, save_checkpoint
 from training.ema import Ema
-from training.losses import TokenLoss, token_loss
-from training.masking import drop_classes, random_masks
-from training.run import RunLog, autocast, make_optimizer, optimizer_step, seed_step
+from training.frozen_tokenizer import groups_of, load_frozen_tokenizer
+from training.initial_weights import load_initial_weights
+from training.masking import Masking, draw_masking
+from training.optimization import learning_rate, make_optimizer, pictures_per_step, update
+from training.processes import processes
+from training.randomness import mask_noise, seed_networks
+from training.recipe import GeneratorRecipe
+from training.run_folder import claim_folder
+from training.run_log import RunLog
+from training.sharding import bare
+from training.throughput import count_flops
+from training.token_loss import TokenLoss, token_loss
 
 SAMPLE_COLUMNS = 8
-MAX_SAMPLED_CLASSES = 16
 EVALUATED_PICTURES = 512
+EVALUATION_BATCH = 32
 
 
-def load_frozen_tokenizer(recipe: GeneratorRecipe, device: torch.device) -> ConvTokenizer:
-    """The tokenizer of the bundle `model.tokenizer`, checked against the generator's configuration."""
-    bundle = open_bundle(recipe.tokenizer)
-    config, tokenizer = recipe.model, bundle.manifest.tokenizer
-    require(
-        (config.bits, config.input_stride, config.img_size)
-        == (tokenizer.bits, tokenizer.stride, recipe.dataset.image_size),
-        f"the generator needs {config.bits} bits, stride {config.input_stride} and {config.img_size} pixels; "
-        f"the tokenizer has {tokenizer.bits} bits and stride {tokenizer.stride}, "
-        f"the data set {recipe.dataset.image_size} pixels",
-    )
-    network = ConvTokenizer(tokenizer)
-    path = bundle.weights_file(TOKENIZER_WEIGHTS)
-    load_into(network, read_weights(path), path)
-    return network.to(device).eval().requires_grad_(False)
-
-
-@torch.inference_mode()
-def groups_of(tokenizer: ConvTokenizer, images: Tensor, config: GeneratorConfig) -> Tensor:
-    """Token groups i64 (B, N, m) of `images` f32 (B, 3, H, W)."""
-    indices = tokenizer.encode(images).indices.flatten(1)[..., None]
-    shifts = torch.arange(config.codebook_splits, device=images.device) * config.group_bits
-    return (indices >> shifts) & (config.group_codes - 1)
-
-
-def guess(network: LfqBert, groups: Tensor, labels: Tensor, recipe: GeneratorRecipe) -> TokenLoss:
-    """Loss of one batch: groups are masked, classes dropped, and all groups predicted."""
-    config, losses = recipe.model, recipe.losses
-    masks = random_masks(groups.shape, losses.mask_schedule, groups.device)
-    seen = torch.where(masks, config.group_codes, groups)
-    with autocast(groups.device, recipe.training.mixed_precision):
-        logits = network(seen, drop_classes(labels, losses.class_dropout, config.nclass))
-    return token_loss(logits.float(), groups, masks, losses.label_smoothing, losses.sum_splits)
-
-
-def train_generator(recipe: GeneratorRecipe, *, resume: bool = False) -> LfqBert:
+def train_generator(recipe: GeneratorRecipe, *, resume: bool = False) -> Generator:
     """Run `recipe` to its last step and return the averaged network, in eval mode."""
+    with processes(recipe.training) as accelerator:
+        checkpoint = claim_folder(recipe, accelerator, resume=resume)
+        tokenizer = load_frozen_tokenizer(recipe, accelerator.device)
+        state = start_state(recipe, accelerator)
+        if checkpoint is not None:
+            restore(state, checkpoint)
+        run_steps(recipe, accelerator, state, tokenizer)
+        average = state.ema.average
+    assert isinstance(average, Generator)
+    return average
+
+
+def start_state(recipe: GeneratorRecipe, accelerator: Accelerator) -> RunState:
+    """Network, its average and its optimizer before the first step."""
     loop = recipe.training
-    device = choose_device(loop.device)
-    tokenizer = load_frozen_tokenizer(recipe, device)
     torch.manual_seed(loop.seed)
-    network = LfqBert(recipe.model).to(device)
-    ema = Ema(network, loop.ema_decay)
-    optimizer = make_optimizer(network, recipe.optimizer)
-    start = resume_step(recipe, network, ema, optimizer, resume=resume)
-    batches = training_loader(recipe.dataset, loop.per_gpu_batch_size, loop.seed, start)
+    network = build_generator(recipe.model)
+    load_initial_weights(network, recipe.experiment.init_checkpoint, GENERATOR_WEIGHTS)
+    network.to(accelerator.device)
+    ema = Ema(network, loop.ema_decay if loop.use_ema else 0.0)
+    if loop.activation_checkpointing:
+        recompute_activations(part for layer in network.transformer.layers for part in layer.children())
+    optimizer = make_optimizer(network.parameters(), recipe.optimizer, accelerator.device)
+    compiled = torch.compile(network) if loop.compile else network
+    prepared, optimizer = accelerator.prepare(compiled, optimizer)
+    return RunState({"generator": prepared}, {"generator": optimizer}, ema)
 
-    with RunLog(recipe, start) as log:
-        for step in range(start, loop.max_train_steps):
-            seed_step(loop.seed, step)
-            batch = next(batches)
-            check_labels(batch.labels, recipe.model.nclass)
-            network.train()
-            groups = groups_of(tokenizer, batch.images.to(device), recipe.model).clone()
-            loss = guess(network, groups, batch.labels.to(device), recipe)
-            norm = optimizer_step(recipe, network, optimizer, loss.total, step)
-            ema.update(network)
 
+def run_steps(
+    recipe: GeneratorRecipe, accelerator: Accelerator, state: RunState, tokenizer: Tokenizer
+) -> None:
+    """All steps that are left of the run, with its reports and checkpoints."""
+    loop, experiment = recipe.training, recipe.experiment
+    network, optimizer = state.networks["generator"], state.optimizers["generator"]
+    pictures = pictures_per_step(recipe, accelerator)
+    with RunLog(recipe, accelerator, state, pictures) as log:
+        log.throughput.flops = flops_of_step(recipe, accelerator, state)
+        batches = log.throughput.waiting(training_batches(recipe, accelerator, state, tokenizer))
+        for step in range(state.step, loop.max_train_steps):
+            loss = backward_passes(recipe, accelerator, state, tokenizer, batches)
             done = step + 1
+            last = done == loop.max_train_steps
+            if done % experiment.log_grad_norm_every == 0:
+                log.gradient_norms(bare(network))
+            rate = learning_rate(recipe, step, pictures)
+            norm = update(accelerator, network, optimizer, rate, loop.max_grad_norm)
+            state.ema.update(bare(network))
+            state.step = done
             log.step(
-                done,
                 {
-                    "loss": loss.total.item(),
-                    "masked_loss": loss.masked.item(),
-                    "masked_accuracy": loss.masked_accuracy.item(),
+                    "loss": loss.total,
+                    "masked_loss": loss.masked,
+                    "masked_accuracy": loss.masked_accuracy,
                     "grad_norm": norm,
                 },
             )
-            if done % recipe.experiment.eval_every == 0 or done == loop.max_train_steps:
-                log.report(done, evaluate(ema.average, tokenizer, recipe, device))
-            if done % recipe.experiment.sample_every == 0 or done == loop.max_train_steps:
-                log.pictures(
-                    done, "samples", draw_classes(ema.average, tokenizer, recipe, device), SAMPLE_COLUMNS
-                )
-            if done % recipe.experiment.save_every == 0 or done == loop.max_train_steps:
-                save_checkpoint(recipe, done, network, ema, optimizer)
-    return ema.average
+            with log.aside():
+                if done % experiment.save_every == 0 or last:
+                    log.check_finite()
+                    save_checkpoint(recipe, state, accelerator)
+                if accelerator.is_main_process:
+                    if done % experiment.eval_every == 0 or last:
+                        log.report(evaluate(state.ema.average, tokenizer, recipe, accelerator))
+                    if done % experiment.generate_every == 0 or last:
+                        samples = draw_classes(state.ema.average, tokenizer, recipe, accelerator.device)
+                        log.pictures("samples", samples, SAMPLE_COLUMNS)
+
+
+def training_batches(
+    recipe: GeneratorRecipe, accelerator: Accelerator, state: RunState, tokenizer: Tokenizer
+) -> Iterator[Batch | TokenBatch]:
+    """This process's batches from `state.step` on: of tokens where there is a cache, else of pictures."""
+    loop, cache = recipe.training, recipe.dataset.token_cache
+    if cache is None:
+        return picture_batches(recipe, accelerator, state)
+    batches = cached_batches(
+        cache,
+        recipe.model,
+        tokenizer,
+        loop.per_gpu_batch_size,
+        loop.seed,
+        next_batch(loop, state),
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    return repeated(batches, loop, state)
+
+
+def backward_passes(
+    recipe: GeneratorRecipe,
+    accelerator: Accelerator,
+    state: RunState,
+    tokenizer: Tokenizer,
+    batches: Iterator[Batch | TokenBatch],
+) -> TokenLoss:
+    """Sum the gradients of one optimizer step over its batches; the losses are means over this process's.
+
+    Masks are drawn for all pictures of the step, in all processes alike, of which each takes its own: the
+    loss does not depend on how many processes share the pictures.
+    """
+    loop, network = recipe.training, state.networks["generator"]
+    network.train()
+    size, count = loop.per_gpu_batch_size, loop.gradient_accumulation_steps
+    rank, world = accelerator.process_index, accelerator.num_processes
+    shape = (size * count * world, recipe.model.num_tokens, recipe.model.codebook_splits)
+    masking = draw_masking(shape, recipe.losses, count * world, mask_noise(loop.seed, state.step))
+    seed_networks(loop.seed, state.step, rank)
+    losses = []
+    for number in range(count):
+        batch = next(batches)
+        groups, labels = inputs_of(batch, tokenizer, recipe, accelerator.device)
+        if isinstance(batch, Batch):
+            state.take(batch)
+        own = masking.rows((number * world + rank) * size, size, accelerator.device)
+        with nullcontext() if number == count - 1 else accelerator.no_sync(network):
+            loss = guess(network, groups, labels, own, recipe, accelerator)
+            accelerator.backward(loss.total / count)
+        losses.append(loss)
+    return mean_loss(losses)
+
+
+def inputs_of(
+    batch: Batch | TokenBatch, tokenizer: Tokenizer, recipe: GeneratorRecipe, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Groups i64 (B, N, m) and labels i64 (B,) of a batch, on `device`."""
+    check_labels(batch.labels, recipe.model.nclass)
+    if isinstance(batch, Batch):
+        groups = groups_of(tokenizer, batch.images.to(device, non_blocking=True), recipe.model)
+    else:
+        groups = batch.groups.to(device, non_blocking=True)
+    return groups, batch.labels.to(device, non_blocking=True)
+
+
+def guess(
+    network: nn.Module,
+    groups: Tensor,
+    labels: Tensor,
+    masking: Masking,
+    recipe: GeneratorRecipe,
+    accelerator: Accelerator,
+) -> TokenLoss:
+    """Loss of one batch, of which the network sees what `masking` leaves."""
+    config, losses = recipe.model, recipe.losses
+    seen = torch.where(masking.groups, config.group_codes, groups)
+    known = torch.where(masking.classes, config.nclass, labels)
+    with accelerator.autocast():
+        logits = network(seen, known)
+    return token_loss(
+        logits.float(), groups, masking.groups, masking.weights, losses.label_smoothing, losses.sum_splits
+    )
+
+
+def mean_loss(losses: list[TokenLoss]) -> TokenLoss:
+    """Mean of the losses of equally large batches."""
+    names = [field.name for field in fields(TokenLoss)]
+    return TokenLoss(*(torch.stack([getattr(loss, name) for loss in losses]).mean() for name in names))
+
+
+def flops_of_step(recipe: GeneratorRecipe, accelerator: Accelerator, state: RunState) -> int:
+    """Floating-point operations of the generator in one optimizer step, forward and backward."""
+    config, loop = recipe.model, recipe.training
+    network = bare(state.networks["generator"])
+    tokens = torch.zeros(
+        (1, config.num_tokens, config.codebook_splits), dtype=torch.int64, device=accelerator.device
+    )
+    label = tokens.new_zeros(1)
+    flops = count_flops(lambda: network(tokens, label).sum().backward())
+    network.zero_grad(set_to_none=True)
+    return flops * pictures_per_step(recipe, accelerator)
 
 
 @torch.inference_mode()
 def evaluate(
-    network: LfqBert, tokenizer: ConvTokenizer, recipe: GeneratorRecipe, device: torch.device
+    network: Generator, tokenizer: Tokenizer, recipe: GeneratorRecipe, accelerator: Accelerator
 ) -> dict[str, float]:
     """Mean loss and accuracy on masked groups of evaluation pictures, with the same masks at every call."""
-    torch.manual_seed(recipe.training.seed)
+    noise = mask_noise(recipe.training.seed, 0)
     losses = []
-    shards, size = recipe.dataset.eval_shards, recipe.dataset.image_size
-    for batch in evaluation_batches(shards, size, 32, EVALUATED_PICTURES):
-        groups = groups_of(tokenizer, batch.images.to(device), recipe.model)
-        losses.append(guess(network, groups, batch.labels.to(device), recipe))
-    return {
-        "masked_loss": float(torch.stack([loss.masked for loss in losses]).mean()),
-        "masked_accuracy": float(torch.stack([loss.masked_accuracy for loss in losses]).mean()),
-    }
+    for batch in evaluation_pictures(recipe, EVALUATION_BATCH, EVALUATED_PICTURES):
+        groups, labels = inputs_of(batch, tokenizer, recipe, accelerator.device)
+        rows, tokens, splits = groups.shape
+        masking = draw_masking((rows, tokens, splits), recipe.losses, 1, noise)
+        own = masking.rows(0, rows, accelerator.device)
+        losses.append(guess(network, groups, labels, own, recipe, accelerator))
+    loss = mean_loss(losses)
+    return {"masked_loss": float(loss.masked), "masked_accuracy": float(loss.masked_accuracy)}
 
 
 @torch.inference_mode()
 def draw_classes(
-    network: LfqBert, tokenizer: ConvTokenizer, recipe: GeneratorRecipe, device: torch.device
+    network: Generator, tokenizer: Tokenizer, recipe: GeneratorRecipe, device: torch.device
 ) -> Tensor:
     """One drawn picture of each of the first classes: f32 (classes, 3, H, W)."""
     config = recipe.model
-    labels = torch.arange(min(config.nclass, MAX_SAMPLED_CLASSES), device=device)
+    labels = torch.arange(min(config.nclass, recipe.training.num_generated_images), device=device)
     groups = sample(network, config, recipe.sampling, labels, seeds=labels.tolist())
     shifts = torch.arange(config.codebook_splits, device=device) * config.group_bits
     indices = (groups << shifts).sum(-1).view(-1, config.grid, config.grid)

@@ -1,21 +1,43 @@
-"""Training losses of both stages (SPEC section 4)."""
+"""The loss of stage I (SPEC section 4)."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from models.quantizer import QuantizerLosses
-from training.config import TokenizerLossConfig, TokenizerRecipe
+from training.adversary import Adversary
+from training.loss_config import TokenizerLossConfig
+from training.recipe import TokenizerRecipe
+
+Perceptual = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class TokenizerLoss:
-    """Scalar `total` to minimise, and the reconstruction error before its weight."""
+    """Scalars of one batch: `total` to minimise, and its terms before their weights; 0 where one is off.
+
+    The terms of the quantizer carry the weights of its own configuration.
+    """
 
     total: Tensor
     reconstruction: Tensor
+    perceptual: Tensor
+    commitment: Tensor
+    codebook: Tensor
+    entropy: Tensor
+    per_sample_entropy: Tensor
+    average_entropy: Tensor
+    adversarial: Tensor
+    adversarial_weight: Tensor
+
+    def scalars(self) -> dict[str, Tensor]:
+        """All terms by name for the log, without gradients; the total is `loss`."""
+        terms = {field.name: getattr(self, field.name).detach() for field in fields(self)}
+        return {"loss": terms.pop("total"), **terms}
 
 
 def entropy_annealing(step: int, recipe: TokenizerRecipe) -> float:
@@ -29,50 +51,42 @@ def entropy_annealing(step: int, recipe: TokenizerRecipe) -> float:
 def tokenizer_loss(
     images: Tensor,
     reconstruction: Tensor,
-    quantizer: QuantizerLosses,
-    annealing: float,
+    quantizer: QuantizerLosses | None,
     config: TokenizerLossConfig,
+    *,
+    annealing: float,
+    perceptual: Perceptual | None,
+    adversary: Adversary | None,
+    last_layer: Tensor,
 ) -> TokenizerLoss:
-    """Stage I without adversary: reconstruction, quantizer and `annealing` times the entropy loss."""
+    """The tokenizer's side of the loss for `images` and their `reconstruction`, f32 (B, 3, H, W).
+
+    `quantizer` is None where only the decoder is trained. `annealing` multiplies the extra entropy loss.
+    `perceptual` gives a distance (B,) of pictures. `adversary` is the bare module, None before its start.
+    `last_layer` is the decoder's last weight, at which the adaptive weight is measured.
+    """
+    reconstruction = reconstruction.float()
     distance = F.mse_loss if config.reconstruction_loss == "l2" else F.l1_loss
-    error = distance(reconstruction.float(), images)
-    total = (
-        config.reconstruction_weight * error
-        + config.quantizer_weight * quantizer.total
-        + annealing * quantizer.entropy
+    error = distance(reconstruction, images)
+    zero = error.new_zeros(())
+    likeness = zero if perceptual is None else perceptual(images, reconstruction).float().mean()
+    total = pixels = config.reconstruction_weight * error + config.perceptual_weight * likeness
+    adversarial = weight = zero
+    if adversary is not None:
+        adversarial = adversary.judge(reconstruction)
+        weight = adversary.weight(pixels, adversarial, last_layer)
+        total = total + weight * adversarial
+    if quantizer is not None:
+        total = total + config.quantizer_weight * (quantizer.total + annealing * quantizer.entropy)
+    return TokenizerLoss(
+        total=total,
+        reconstruction=error,
+        perceptual=likeness,
+        commitment=zero if quantizer is None else quantizer.commitment,
+        codebook=zero if quantizer is None else quantizer.codebook,
+        entropy=zero if quantizer is None else quantizer.entropy,
+        per_sample_entropy=zero if quantizer is None else quantizer.per_sample_entropy,
+        average_entropy=zero if quantizer is None else quantizer.average_entropy,
+        adversarial=adversarial,
+        adversarial_weight=weight,
     )
-    return TokenizerLoss(total, error)
-
-
-@dataclass(frozen=True)
-class TokenLoss:
-    """`total` to minimise; the rest is for reports. Accuracy is the mean group accuracy to the power of m.
-
-    With `sum_splits` both losses are those of a whole token: m times the mean over groups.
-    """
-
-    total: Tensor
-    masked: Tensor
-    accuracy: Tensor
-    masked_accuracy: Tensor
-
-
-def token_loss(
-    logits: Tensor, targets: Tensor, masks: Tensor, label_smoothing: float, sum_splits: bool
-) -> TokenLoss:
-    """Stage II: cross entropy over all groups, masked or not.
-
-    `logits` f32 (B, N, m, V), `targets` i64 (B, N, m) in [0, V), `masks` bool (B, N, m).
-    """
-    splits = targets.shape[-1]
-    each = F.cross_entropy(
-        logits.flatten(0, 2), targets.flatten(), reduction="none", label_smoothing=label_smoothing
-    ).view_as(targets)
-    if sum_splits:
-        each = each * splits
-    with torch.no_grad():
-        correct = (logits.argmax(-1) == targets).float()
-        masked_count = masks.sum().clamp_min(1)
-        masked = (each * masks).sum() / masked_count
-        masked_accuracy = ((correct * masks).sum() / masked_count) ** splits
-    return TokenLoss(each.mean(), masked, correct.mean() ** splits, masked_accuracy)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.config import require
+from models.validation import require
 
 CLASSES = "classes.json"
 PARTIAL = ".partial-"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from models.config import require
+from models.validation import require
 from training.shards import Picture, new_data_set, write_shards
 
 OVERSAMPLING = 4  # pictures are drawn so much larger and then reduced, which smooths their edges

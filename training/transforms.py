@@ -5,7 +5,7 @@ import math
 import numpy as np
 from PIL import Image, ImageOps
 
-from training.config import DatasetConfig
+from training.data_config import DatasetConfig
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 ATTEMPTS = 10  # random boxes tried before the centre is taken
@@ -32,18 +32,31 @@ def crop_box(
 
 
 def random_crop(image: Image.Image, config: DatasetConfig, rng: np.random.Generator) -> Image.Image:
-    """A random crop of `image` at `config.image_size`, mirrored half of the time when `config.flip`."""
-    box = crop_box(image.size, config.crop_scale, config.crop_ratio, rng)
-    size = (config.image_size, config.image_size)
-    if box != (0, 0, *image.size) or image.size != size:
-        image = image.resize(size, FILTERS[config.interpolation], box=box)
+    """A crop of `image` at `config.resolution`, mirrored half of the time when `config.flip`.
+
+    The crop is random, or the centre one when `config.use_random_crop` is off.
+    """
+    if config.use_random_crop:
+        box = crop_box(image.size, (config.min_scale, 1.0), config.crop_ratio, rng)
+        size = (config.resolution, config.resolution)
+        if box != (0, 0, *image.size) or image.size != size:
+            image = image.resize(size, FILTERS[config.interpolation], box=box)
+    else:
+        image = center_fit(image, config.resolution, config.interpolation)
     if config.flip and rng.random() < 0.5:
         image = ImageOps.mirror(image)
     return image
 
 
-def center_fit(image: Image.Image, size: int) -> Image.Image:
+def crop_source_side(config: DatasetConfig) -> int:
+    """Pixels along the short side of a picture that give any crop two for each of its own."""
+    narrowest = min(config.crop_ratio[0], 1 / config.crop_ratio[1])
+    share = math.sqrt(config.min_scale * narrowest) if config.use_random_crop else 1.0
+    return math.ceil(2 * config.resolution / share)
+
+
+def center_fit(image: Image.Image, size: int, interpolation: str = "bicubic") -> Image.Image:
     """`image` resized on its short side and centre-cropped to `size` x `size` pixels."""
     if image.size == (size, size):
         return image
-    return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    return ImageOps.fit(image, (size, size), FILTERS[interpolation])

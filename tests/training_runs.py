@@ -1,0 +1,88 @@
+"""Small training runs for the tests of the loops: their data, their recipes, and how to compare them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    EventAccumulator,
+)
+from torch import nn
+
+from models.networks import build_tokenizer
+from models.published import tokenizer_config
+from tests.training_fixtures import MODELS, recipe_values
+from training.checkpoints import checkpoint_files, load_checkpoint
+from training.classifier_loop import train_classifier
+from training.generator_loop import train_generator
+from training.recipe_file import build_recipe
+from training.synthetic import synthetic_shards
+from training.tokenizer_loop import train_tokenizer
+
+TRAIN: dict[str, Callable[..., nn.Module]] = {
+    "tokenizer": train_tokenizer,
+    "generator": train_generator,
+    "classifier": train_classifier,
+}
+KINDS = tuple(TRAIN)
+ADVERSARY: dict[str, Any] = {
+    "model__discriminator": {"name": "Original", "num_stages": 2, "hidden_channels": 8},
+    "losses__discriminator_start": 2,
+    "losses__discriminator_gradient_penalty": "adopt_weight",
+    "losses__lecam_regularization_weight": 0.1,
+}
+
+
+def write_data(folder: Path) -> Path:
+    """A folder of synthetic shards of 16 pixels and 3 classes, and `tokenizer.safetensors` of random weights."""
+    synthetic_shards(folder, classes=3, per_class=12, val_per_class=4, image_size=16)
+    torch.manual_seed(0)
+    network = build_tokenizer(tokenizer_config(MODELS["tokenizer"]["vq_model"]))
+    save_file(network.state_dict(), folder / "tokenizer.safetensors")
+    return folder
+
+
+def recipe_of(kind: str, data: Path, output: Path, **changes: Any) -> Any:
+    """The small `kind` recipe on what `write_data` wrote."""
+    if kind == "generator":
+        changes = {"experiment__vqgan_checkpoint": str(data / "tokenizer.safetensors"), **changes}
+    return build_recipe(kind, recipe_values(kind, data, output, **changes))
+
+
+def assert_same(left: Any, right: Any, where: str = "state") -> None:
+    """Bit equality of nested containers of tensors and plain values."""
+    assert type(left) is type(right), where
+    if isinstance(left, torch.Tensor):
+        assert torch.equal(left, right), where
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys(), where
+        for key, value in left.items():
+            assert_same(value, right[key], f"{where}.{key}")
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right), where
+        for number, (a, b) in enumerate(zip(left, right, strict=True)):
+            assert_same(a, b, f"{where}[{number}]")
+    else:
+        assert left == right, where
+
+
+def numbers_of(path: Path) -> dict[str, Any]:
+    """A checkpoint, or the newest one of a run folder, without its recipe, which names its own folder."""
+    file = path if path.is_file() else checkpoint_files(path)[-1]
+    return {key: value for key, value in load_checkpoint(file).items() if key != "recipe"}
+
+
+def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
+    """Steps and values of a scalar that the run in `folder` wrote for TensorBoard."""
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def curve(folder: Path, name: str = "train/loss") -> list[float]:
+    """Values of a scalar in the order of its steps."""
+    return [value for _, value in scalars(folder, name)]

@@ -1,0 +1,52 @@
+"""The processes of a run: this one alone, or those that `accelerate launch` or `torchrun` started together."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, gather_object
+
+from models.errors import RuntimeUnavailable
+from training.config import LoopConfig
+
+
+@contextmanager
+def processes(loop: LoopConfig) -> Iterator[Accelerator]:
+    """The accelerator of a run, for as long as the block lasts; RuntimeUnavailable for a missing GPU."""
+    if loop.device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeUnavailable("training.device is 'cuda', but PyTorch sees no CUDA GPU; use auto or cpu")
+    accelerator = Accelerator(
+        mixed_precision=loop.mixed_precision,
+        cpu=loop.device == "cpu",
+        # Each process keeps its own buffers: batch norms of a discriminator run twice before one update.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise RuntimeUnavailable("FSDP is configured in its version 1; set fsdp_version: 2 for accelerate")
+    if accelerator.device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if loop.enable_tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = loop.enable_tf32
+        torch.backends.cudnn.benchmark = True
+    try:
+        with warnings.catch_warnings():
+            # accelerate passes on the older of two names that PyTorch has for the setting above.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            yield accelerator
+    finally:
+        accelerator.end_training()
+        # accelerate keeps its settings for the whole process; a second run here may want others.
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def merged(accelerator: Accelerator, own: Mapping[str, Any]) -> dict[str, Any]:
+    """The items of all processes' mappings, whose keys differ."""
+    if accelerator.num_processes == 1:
+        return dict(own)
+    parts: list[dict[str, Any]] = gather_object([dict(own)])
+    return {key: value for part in parts for key, value in part.items()}
