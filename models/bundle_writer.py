@@ -19,6 +19,12 @@ from models.errors import BundleError
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+def check_place(path: Path) -> None:
+    """Raise BundleError unless a bundle may be written to `path`: new, empty, or a bundle to be replaced."""
+    if path.exists() and not (path / MANIFEST).exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise BundleError(f"{path} exists and is no bundle; give an empty or a new folder")
+
+
 def write_bundle(
     path: Path, manifest: Manifest, weights: Mapping[str, Mapping[str, Tensor]], precision: str = "fp32"
 ) -> Bundle:
@@ -26,8 +32,7 @@ def write_bundle(
 
     An existing bundle at `path` is replaced as a whole; another non-empty folder is refused.
     """
-    if path.exists() and not (path / MANIFEST).exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise BundleError(f"{path} exists and is no bundle; give an empty or a new folder")
+    check_place(path)
     try:
         return _write(path, manifest, weights, precision)
     except (OSError, SafetensorError) as exc:

@@ -1,16 +1,15 @@
 """A fixed, evenly spread order in which the groups of a picture settle (NumPy).
 
-The tokens follow a Halton sequence in bases 2 and 3 (Besnier et al., "Halton Scheduler For Masked Generative
-Image Transformer", ICLR 2025): wherever it starts, the first tokens are spread over the whole picture, so
-that those drawn together depend little on each other.
+Groups follow a Halton sequence over row, column and place in the token, in bases 2, 3 and 5: wherever it
+starts, the first groups are spread over the whole picture, so that those drawn together depend little on each
+other. Besnier et al., "Halton scheduler for masked generative image transformers" (ICLR 2025), do so with
+tokens.
 
 A sampling step knows no orders, only confidence = log P + Gumbel noise * noise temperature. An order is told
 to it through both: uniforms that rise with the rank, and a noise temperature beside which log P vanishes.
 """
 
 from __future__ import annotations
-
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,55 +24,40 @@ Order = NDArray[np.int64]
 # multiplied, which no log P reaches. The noise itself is below 17, so that no product overflows float32.
 RANK_NOISE_TEMPERATURE = 2.0**64
 
+STARTS = 1 << 16  # places of the sequence where an order may start
 
-def _scaled(numbers: Order, base: int, side: int) -> Order:
-    """floor(side * radical inverse) of `numbers` in `base`, in integers."""
+
+def _scaled(numbers: Order, base: int, size: int) -> Order:
+    """floor(size * radical inverse) of `numbers` in `base`, in integers."""
     mirrored, denominator = np.zeros_like(numbers), 1
     while numbers.any():
         mirrored = mirrored * base + numbers % base
         numbers = numbers // base
         denominator *= base
-    return mirrored * side // denominator
+    return mirrored * size // denominator
 
 
-def _window(side: int) -> int:
-    """So many points in a row visit every cell of a grid of `side` by `side`, wherever they begin.
-
-    With powers 2^a and 3^b of at least twice the side, a cell holds a box of 2^-a by 3^-b of which every
-    2^a * 3^b points in a row visit each once.
-    """
-    return _power(2, 2 * side) * _power(3, 2 * side)
-
-
-def _power(base: int, least: int) -> int:
-    power = 1
-    while power < least:
-        power *= base
-    return power
-
-
-@cache
-def halton_cells(side: int) -> Order:
-    """The first points of the Halton sequence as cells row * side + column: two windows of them."""
-    numbers = np.arange(2 * _window(side))
-    cells = _scaled(numbers, 2, side) * side + _scaled(numbers, 3, side)
-    cells.flags.writeable = False
-    return cells
-
-
-def token_order(side: int, start: float) -> Order:
-    """All tokens of a grid, i64 (side^2,), as first visited from `start` in [0, 1) of a window."""
-    window = _window(side)
-    first = int(start * window)
-    visited = halton_cells(side)[first : first + window]
-    first_visits = np.unique(visited, return_index=True)[1]
-    return visited[np.sort(first_visits)]
+def halton_groups(first: int, count: int, side: int, splits: int) -> Order:
+    """`count` points of the Halton sequence from number `first` on, as groups i64: token * splits + place."""
+    numbers = np.arange(first, first + count)
+    tokens = _scaled(numbers, 2, side) * side + _scaled(numbers, 3, side)
+    return tokens * splits + _scaled(numbers, 5, splits)
 
 
 def group_order(side: int, splits: int, start: float) -> Order:
-    """All groups, i64 (side^2 * splits,) of token * splits + group: one sweep over the tokens per group."""
-    tokens = token_order(side, start)
-    return np.concatenate([tokens * splits + group for group in range(splits)])
+    """All groups of a picture, i64 (side^2 * splits,), as first visited from `start` in [0, 1) of STARTS.
+
+    Every group is visited: its box holds one of 2^-a by 3^-b by 5^-c for some a, b and c, which one of every
+    2^a * 3^b * 5^c points in a row visits.
+    """
+    groups = side**2 * splits
+    count = 4 * groups
+    while True:
+        visited = halton_groups(int(start * STARTS), count, side, splits)
+        first_visits = np.unique(visited, return_index=True)[1]
+        if len(first_visits) == groups:
+            return visited[np.sort(first_visits)]
+        count *= 2
 
 
 def rank_uniforms(order: Order) -> Uniforms:

@@ -8,6 +8,7 @@ from models.bundle import GENERATOR_WEIGHTS, TOKENIZER_WEIGHTS, Bundle
 from models.checkpoint import fitted, read_weights
 from models.layers import count_parameters
 from models.networks import build_generator, build_tokenizer
+from models.sampling_config import SamplingConfig
 
 
 def describe(bundle: Bundle) -> dict[str, str]:
@@ -42,14 +43,28 @@ def describe(bundle: Bundle) -> dict[str, str]:
             f"{shape.codebook_splits} groups, {_millions(count_parameters(generator))} parameters"
         )
         lines["classes"] = f"{len(manifest.class_names)}: {', '.join(manifest.class_names[:16])}"
-        sampling = manifest.sampling
-        lines["sampling"] = (
-            f"{sampling.steps} steps, guidance {sampling.guidance_scale:g} ({sampling.guidance_annealing}), "
-            f"noise {sampling.noise_temperature:g}, {sampling.mask_schedule}"
-        )
+        lines["sampling"] = _sampling(manifest.sampling)
     lines.update({f"from {key}": str(value) for key, value in manifest.provenance.items()})
     lines["files"] = f"{', '.join(manifest.files)}: digests agree"
     return lines
+
+
+def _sampling(config: SamplingConfig) -> str:
+    parts = [
+        f"{config.steps} steps",
+        f"guidance {config.guidance_scale:g} ({config.guidance_annealing})",
+        f"noise {config.noise_temperature:g}",
+        config.mask_schedule,
+    ]
+    usual = SamplingConfig()
+    if config.guidance_cutoff != usual.guidance_cutoff:
+        parts.append(f"guidance_cutoff {config.guidance_cutoff:g}")
+    if config.guidance_interval != usual.guidance_interval:
+        start, end = config.guidance_interval
+        parts.append(f"guidance_interval {start:g} to {end:g}")
+    if config.group_order != usual.group_order:
+        parts.append(f"group_order {config.group_order}")
+    return ", ".join(parts)
 
 
 def _millions(count: int) -> str:

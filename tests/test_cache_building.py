@@ -185,7 +185,7 @@ def test_cached_tokens_are_those_that_training_from_pixels_sees(
 def test_batches_come_from_a_cache_that_was_built(
     recipe: GeneratorRecipe, tokenizer: Tokenizer, built: Path
 ) -> None:
-    batch = next(cached_batches(built, recipe.model, tokenizer, PICTURES, 0, 0))
+    batch = next(cached_batches(built, recipe.dataset, recipe.model, tokenizer, PICTURES, 0, 0))
     assert batch.groups.shape == (PICTURES, 64, 2)
     assert batch.labels.bincount().tolist() == [8, 8, 7]
 
@@ -268,7 +268,7 @@ from training.recipe_file import build_recipe
 def killing(point):
     def fsync(handle, calls=[]):
         calls.append(handle)
-        if len(calls) == point:
+        if len(calls) == 2 * point - 1:  # a sync of the file, one of the folder
             os.ftruncate(handle, os.fstat(handle).st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
     return fsync
@@ -367,6 +367,15 @@ def test_the_command_builds_a_cache_and_says_what_it_holds(
     assert "2 samples skipped; 23 encoded at " in result.output
     assert contents(tmp_path / "cache") == contents(built)
     assert "all were there before" in CliRunner().invoke(data_app, call).output
+
+
+def test_a_recipe_with_other_crops_does_not_train_from_the_cache(
+    recipe: GeneratorRecipe, built: Path, tmp_path: Path
+) -> None:
+    data = replace(recipe.dataset, token_cache=str(built), min_scale=0.8)
+    experiment = replace(recipe.experiment, name="other", output_dir=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"min_scale 0\.5, the recipe has 0\.8; set it as in the cache, or"):
+        train_generator(replace(recipe, experiment=experiment, dataset=data))
 
 
 def test_training_from_a_cache_resumes_with_the_very_next_batch(

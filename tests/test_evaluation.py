@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -27,10 +30,16 @@ from tests.evaluation_fixtures import write_classifier
 from tests.training_fixtures import picture_bytes, write_tar
 from training.classifier import load_classifier
 from training.evaluation.cli import evaluate_app
-from training.evaluation.drawing_run import DrawingPlan, chunks_of
+from training.evaluation.drawing_folder import DrawingFolder
+from training.evaluation.drawing_run import DrawingPlan, chunks_of, deal
 from training.evaluation.frechet import frechet_distance, moments_of
+from training.evaluation.generator_evaluation import evaluate_generator
+from training.evaluation.judge import Judge
 from training.evaluation.manifold import precision_recall
+from training.evaluation.observer import Instruments
+from training.evaluation.ranks import Ranks
 from training.evaluation.reconstruction_metrics import mae, psnr
+from training.evaluation.setup import EvaluationSettings, Setup
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES, CLASSES = 24, 5
@@ -123,6 +132,7 @@ def test_a_tokenizer_is_measured_as_the_definitions_say(
     for name, wanted in expected.items():
         assert value(found, name) == pytest.approx(float(wanted), rel=1e-5, abs=1e-6), name
     assert found["pictures"] == PICTURES
+    assert found["costs"]["skipped_samples"] == 0
     one = found["measures"]["psnr"]
     assert one["low"] < one["value"] < one["high"]
     with Image.open(tmp_path / "out" / "grid.png") as grid:
@@ -170,11 +180,30 @@ def test_a_broken_picture_is_left_out_and_changes_no_other_number(
             *("tokenizer", tiny_bundle.path, "--shards", tmp_path / "broken.tar", "--batch-size", 2),
         )
     assert found["pictures"] == 5
+    assert found["costs"]["skipped_samples"] == 1
+    assert "| skipped_samples | 1 | |" in (tmp_path / "out" / "report.md").read_text()
     assert "2" in caplog.text
     write_tar(tmp_path / "none.tar", [("0.png", b"no"), ("0.cls", b"1")])
     assert "no labelled picture that can be decoded" in str(
         error("tokenizer", tiny_bundle.path, "--shards", tmp_path / "none.tar")
     )
+
+
+def test_the_columns_of_parquet_files_are_chosen_as_in_training(
+    tiny_bundle: Bundle, network: Path, tmp_path: Path
+) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pictures = [*(picture_bytes(k) for k in range(5)), b"no picture", None]
+    table = pa.table({"png": pictures, "y": [0, 1, 2, 3, 4, 0, 1]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    columns = ("--image-column", "png", "--label-column", "y", "--batch-size", 2)
+    tokenizer = ("tokenizer", tiny_bundle.path, "--shards", tmp_path / "a.parquet")
+    generator = ("generator", tiny_bundle.path, "--num-images", 5, *tokenizer[2:], "--judge", network)
+    for name, arguments in (("tokenizer", tokenizer), ("generator", generator)):
+        found = report(tmp_path / name, *arguments, *columns)
+        assert found["pictures"] == 5
+        assert found["costs"]["skipped_samples"] == 2
+        assert "no column 'image'; there are png, y" in str(error(*arguments))
 
 
 def drawn(bundle: Bundle, count: int, seed: int, **changes: Any) -> torch.Tensor:
@@ -337,7 +366,7 @@ def assert_alike(first: dict[str, Any], second: dict[str, Any]) -> None:
         assert first[name] == second[name]
 
 
-def test_two_processes_find_the_numbers_of_one(
+def test_two_processes_find_the_numbers_of_one_and_share_what_is_missing(
     tiny_bundle: Bundle, shards: Path, network: Path, tmp_path: Path
 ) -> None:
     tokenizer = (
@@ -345,11 +374,74 @@ def test_two_processes_find_the_numbers_of_one(
         *("--judge", network, "--batch-size", 5, "--blocks", 6, "--bootstrap", 10, "--device", "cpu"),
     )
     generator = generator_arguments(tiny_bundle, shards, network)
-    commands = {"tokenizer": tokenizer, "generator": generator}
+    commands = {"tokenizer": tokenizer, "generator": generator, "continued": generator}
+    alone = {name: report(tmp_path / f"{name}-alone", *commands[name]) for name in ("tokenizer", "generator")}
+    shutil.copytree(tmp_path / "generator-alone", tmp_path / "continued")
+    for block in (1, 3):
+        (tmp_path / "continued" / f"block-{block:03d}.npz").unlink()
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "continued").glob("block-*.npz")}
     together(*((*arguments, "--out", tmp_path / name) for name, arguments in commands.items()))
-    for name, arguments in commands.items():
+    for name in commands:
         two = json.loads((tmp_path / name / "report.json").read_text())
-        assert_alike(two, report(tmp_path / f"{name}-alone", *arguments))
+        assert_alike(two, alone["tokenizer" if name == "tokenizer" else "generator"])
+    assert len(stamps) == 3
+    assert len(list((tmp_path / "continued").glob("block-*.npz"))) == 5
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+
+
+@given(missing=st.lists(st.integers(0, 2500), min_size=1, max_size=40), hands=st.integers(1, 40))
+def test_what_is_missing_is_dealt_out_evenly(missing: list[int], hands: int) -> None:
+    dealt = deal(missing, hands)
+    assert sorted(block for hand in dealt for block in hand) == list(range(len(missing)))
+    loads = [sum(missing[block] for block in hand) for hand in dealt]
+    assert max(loads) - min(loads) <= max(missing)
+    assert dealt == deal(missing, hands)
+
+
+def test_equal_blocks_are_dealt_out_in_turn_and_the_rest_of_a_run_anew() -> None:
+    assert deal([50] * 6, 4) == [[0, 4], [1, 5], [2], [3]]
+    assert deal([0, 50, 0, 50, 0, 50, 0, 50], 2) == [[0, 1, 4, 5], [2, 3, 6, 7]]
+
+
+def test_more_processes_than_blocks_are_refused(tiny_bundle: Bundle, network: Path) -> None:
+    runtime, cpu = TorchRuntime(tiny_bundle, device="cpu"), torch.device("cpu")
+    instruments = Instruments(judge=Judge(network, CLASSES, cpu))
+    setup = Setup(tiny_bundle, runtime, instruments, EvaluationSettings(blocks=20), Ranks(3, 24), cpu)
+    with pytest.raises(
+        ConfigError, match="24 processes cannot share 20 blocks of pictures; give --blocks 24"
+    ):
+        evaluate_generator(setup, DrawingPlan(tiny_bundle.manifest.sampling, 100))
+
+
+def test_a_folder_where_a_run_was_killed_at_its_start_is_taken(tmp_path: Path) -> None:
+    (tmp_path / ".config.json.partial").touch()
+    DrawingFolder(tmp_path, {"seed": 0}).claim()
+    assert json.loads((tmp_path / "config.json").read_text()) == {"seed": 0}
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_partial_file(
+    tiny_bundle: Bundle, shards: Path, network: Path, tmp_path: Path
+) -> None:
+    generator = ("generator", tiny_bundle.path, "--num-images", 5, "--judge", network)
+    tokenizer = ("tokenizer", tiny_bundle.path, "--shards", shards / "val-0.tar")
+    for number, (arguments, file) in enumerate(
+        (
+            (generator, "config.json"),
+            (generator, "block-000.npz"),
+            (generator, "grid.png"),
+            (tokenizer, "grid.png"),
+        )
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        partial = folder / f".{file}.partial"
+        partial.symlink_to("/dev/full")
+        found = error(*arguments, "--out", folder)
+        assert isinstance(found, ConfigError)
+        assert f"{file} cannot be written: No space left on device" in str(found)
+        assert not partial.is_symlink()
+        assert not (folder / file).exists()
+    report(tmp_path / "1", *generator)
 
 
 def test_a_folder_takes_no_run_of_another_configuration(

@@ -222,16 +222,15 @@ def test_a_run_of_another_network_is_no_classifier(tmp_path: Path) -> None:
         load_classifier(folder)
 
 
-def test_features_of_the_classifier_add_the_cosine_distance_of_every_place() -> None:
+def test_features_of_the_classifier_are_compared_by_their_angle_at_every_place() -> None:
     network = classifier()
     images, others = pictures(0), pictures(1)
-    logits = ClassifierDistance(network, features=False)(images, others)
-    both = ClassifierDistance(network, features=True)(images, others)
+    distances = ClassifierDistance(network, features=True)(images, others)
     wanted = torch.zeros(3)
     for own, other in zip(network.stages(images), network.stages(others), strict=True):
         # Unit vectors have the squared difference 2 - 2 cos.
         wanted += 2 - 2 * F.cosine_similarity(own, other, dim=1).mean((1, 2))
-    assert torch.allclose(both - logits, wanted, rtol=1e-4)
+    assert torch.allclose(distances, wanted, rtol=1e-4)
     assert [tuple(stage.shape[1:]) for stage in network.stages(images)] == [
         (8, 32, 32),
         (16, 16, 16),

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from models.errors import ConfigError
 from tests.file_server import FileServer, serve_files
 from tests.training_fixtures import picture_bytes, sample_files, write_shard, write_tar
-from training.tar_shard import TarShard, split_name
+from training.tar_file import MAX_NAME_BYTES
+from training.tar_shard import MAX_PICTURE_BYTES, TarShard, split_name
 
 COUNT = 11
 
@@ -140,6 +141,81 @@ def test_garbage_is_an_error_that_names_the_shard_wherever_it_stands(tmp_path: P
     path.write_bytes(data)
     with pytest.raises(ConfigError, match=r"a\.tar: not a sound tar file \("):
         list(TarShard(str(path)).read())
+
+
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A header with a valid checksum, whose size is in base 256 where octal digits do not hold it."""
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.type = size, kind
+    return entry.tobuf(tarfile.GNU_FORMAT)
+
+
+def hostile_shard(path: Path, part: bytes) -> TarShard:
+    """Two samples, and `part` between them."""
+    write_shard(path, [0])
+    first = path.read_bytes().rstrip(b"\0")
+    write_shard(path, [1])
+    path.write_bytes(first + b"\0" * (-len(first) % 512) + part + path.read_bytes())
+    return TarShard(str(path))
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE]
+)
+@pytest.mark.parametrize("size", [2**41, 2**62, 2**70, -1, -512])
+def test_sizes_that_no_file_has_are_refused_in_one_line(tmp_path: Path, size: int, kind: bytes) -> None:
+    shard = hostile_shard(tmp_path / "a.tar", header("x.png", size, kind))
+    with pytest.raises(
+        ConfigError, match=rf"a\.tar: not a sound tar file \(a header claims {size} bytes"
+    ) as error:
+        list(shard.read())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_a_name_of_more_than_a_megabyte_is_refused(tmp_path: Path, kind: bytes) -> None:
+    shard = hostile_shard(tmp_path / "a.tar", header("x.png", MAX_NAME_BYTES + 1, kind))
+    with pytest.raises(ConfigError, match="claims 1048577 bytes; allowed are 0 to 1048576"):
+        list(shard.read())
+
+
+@pytest.mark.parametrize(
+    "records", [b"1 x=y\n", b"9" * 5000 + b" path=x\n", b"0 path=x\n", b"-9 path=x\n", b"12path=x.png\n"]
+)
+def test_damaged_pax_records_are_refused(tmp_path: Path, records: bytes) -> None:
+    padded = records + b"\0" * (-len(records) % 512)
+    shard = hostile_shard(tmp_path / "a.tar", header("x", len(records), tarfile.XHDTYPE) + padded)
+    with pytest.raises(ConfigError, match="damaged pax header"):
+        list(shard.read())
+
+
+def test_a_megabyte_of_pax_records_is_read(tmp_path: Path) -> None:
+    records = b"6 a=b\n" * (MAX_NAME_BYTES // 6 - 10) + b"15 path=0.webp\n"
+    content = records + b"\0" * (-len(records) % 512)
+    shard = hostile_shard(tmp_path / "a.tar", header("x", len(records), tarfile.XHDTYPE) + content)
+    assert [sample.key for sample in shard.read()] == ["0000", "0", "0001"]
+
+
+@pytest.mark.parametrize("size", [MAX_PICTURE_BYTES + 1, 2**40])
+def test_a_picture_that_is_too_large_is_a_faulty_sample(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "a.tar"
+    shard = hostile_shard(path, header("big.png", size))
+    sound, faulty = shard.read()
+    assert (sound.key, sound.fault) == ("0000", "")
+    assert faulty.key == "big"
+    assert faulty.fault == f"big.png has {size} bytes; allowed are {MAX_PICTURE_BYTES}"
+
+
+def test_samples_behind_a_picture_that_is_too_large_are_read(tmp_path: Path) -> None:
+    path, size = tmp_path / "a.tar", MAX_PICTURE_BYTES + 512
+    with path.open("wb") as file:
+        file.write(header("big.png", size))
+        file.seek(size, 1)  # a hole, which takes no room on disk
+        write_shard(tmp_path / "b.tar", [1])
+        file.write((tmp_path / "b.tar").read_bytes())
+    faulty, sound = TarShard(str(path)).read()
+    assert (faulty.index, sound.index, sound.image) == (0, 1, picture_bytes(1))
+    assert "big.png has" in faulty.fault
 
 
 def test_an_empty_file_and_a_missing_one_are_errors_by_name(tmp_path: Path) -> None:

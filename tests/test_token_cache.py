@@ -21,8 +21,19 @@ from models.config import GeneratorConfig, TokenizerConfig
 from models.errors import ConfigError
 from models.networks import build_tokenizer
 from models.tokenizer import Tokenizer
-from training.cache_manifest import BUILD_PLAN, MANIFEST, CacheManifest, CachePlan, Part
+from models.validation import from_mapping
+from training.cache_manifest import (
+    BUILD_PLAN,
+    CROP_SETTINGS,
+    MANIFEST,
+    CacheManifest,
+    CachePlan,
+    Part,
+    cached_preprocessing,
+    preprocessing_of,
+)
 from training.cached_batches import CacheOrder, TokenBatch, cached_batches
+from training.data_config import DatasetConfig
 from training.token_cache import (
     as_records,
     npy_bytes,
@@ -45,7 +56,8 @@ MODEL = GeneratorConfig(
     input_stride=2,
     nclass=40,
 )
-SIZES = (7, 5, 9)
+DATA = DatasetConfig("train.tar", "val.tar", resolution=8, min_scale=0.5)
+SIZES = (7, 5, 0, 9)  # of one part no picture was sound
 PICTURES = sum(SIZES)
 
 
@@ -62,7 +74,7 @@ def plan_of(tokenizer: Tokenizer, **changes: Any) -> CachePlan:
         "classes": 40,
         "crops": 3,
         "flips": "drawn",
-        "preprocessing": {"resolution": 8},
+        "preprocessing": {key: getattr(DATA, key) for key in CROP_SETTINGS},
         "tokenizer": tokenizer_digest(tokenizer),
         "tokenizer_config": asdict(TOKENIZER),
         "shards": ("train.tar",),
@@ -82,7 +94,7 @@ def token_grids() -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
 
 @pytest.fixture
 def cache(tmp_path: Path, tokenizer: Tokenizer) -> Path:
-    """21 pictures of three variants in three parts; picture p has class p."""
+    """21 pictures of three variants in parts; picture p has class p."""
     folder = tmp_path / "cache"
     folder.mkdir()
     plan, grids = plan_of(tokenizer), token_grids()
@@ -108,7 +120,7 @@ def take(
     rank: int = 0,
     world: int = 1,
 ) -> list[TokenBatch]:
-    batches = cached_batches(cache, MODEL, tokenizer, batch_size, seed, start, rank=rank, world=world)
+    batches = cached_batches(cache, DATA, MODEL, tokenizer, batch_size, seed, start, rank=rank, world=world)
     return list(islice(batches, count))
 
 
@@ -187,6 +199,30 @@ def test_several_processes_see_together_what_one_with_the_whole_batch_sees(
     assert same(together, take(cache, tokenizer, 12, 4 * world, start=2))
 
 
+@pytest.mark.parametrize(
+    ("size", "accumulated", "world"), [(12, 1, 1), (6, 2, 1), (4, 1, 3), (2, 3, 2), (1, 1, 12)]
+)
+def test_a_run_goes_on_with_other_processes_where_it_stood(
+    cache: Path, tokenizer: Tokenizer, size: int, accumulated: int, world: int
+) -> None:
+    step = 5  # of 12 pictures each, the third epoch
+    expected = torch.cat([batch.labels for batch in take(cache, tokenizer, 48, 12)])[step * 12 :]
+    shares = [
+        take(
+            cache,
+            tokenizer,
+            2 * accumulated,
+            size,
+            start=step * accumulated,
+            rank=rank,
+            world=world,
+        )
+        for rank in range(world)
+    ]
+    seen = torch.cat([batch.labels for batches in zip(*shares, strict=True) for batch in batches])
+    assert torch.equal(seen, expected[:24])
+
+
 def test_a_batch_may_be_larger_than_the_cache(cache: Path, tokenizer: Tokenizer) -> None:
     (batch,) = take(cache, tokenizer, 1, 50)
     assert sorted(batch.labels[:42].tolist()) == sorted([*range(21), *range(21)])
@@ -234,7 +270,43 @@ def test_a_cache_that_does_not_fit_the_generator_is_refused(
     cache: Path, tokenizer: Tokenizer, model: GeneratorConfig
 ) -> None:
     with pytest.raises(ConfigError, match="4x4 tokens of 6 bits and 40 classes; the generator needs"):
-        cached_batches(cache, model, tokenizer, 4, 0, 0)
+        cached_batches(cache, DATA, model, tokenizer, 4, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("resolution", 16, "resolution 8, the recipe has 16"),
+        ("use_random_crop", False, "use_random_crop True, the recipe has False"),
+        ("min_scale", 0.8, "min_scale 0.5, the recipe has 0.8"),
+        ("use_aspect_ratio_aug", False, "use_aspect_ratio_aug True, the recipe has False"),
+        ("aspect_ratio", (0.5, 2.0), r"aspect_ratio \(0.75, 1.33\d+\), the recipe has \(0.5, 2.0\)"),
+        ("interpolation", "bicubic", "interpolation 'bilinear', the recipe has 'bicubic'"),
+        ("flip", False, "flip True, the recipe has False"),
+    ],
+)
+def test_a_cache_of_other_crops_is_refused_by_the_setting_that_differs(
+    cache: Path, tokenizer: Tokenizer, key: str, value: Any, shown: str
+) -> None:
+    data = replace(DATA, **{key: value})
+    with pytest.raises(
+        ConfigError, match=rf"was made with dataset\.preprocessing\.{shown}; set it"
+    ) as caught:
+        cached_batches(cache, data, MODEL, tokenizer, 4, 0, 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_crop_settings_without_effect_need_not_agree(tokenizer: Tokenizer) -> None:
+    wide = {"aspect_ratio": (0.1, 10.0)}
+    whole, square = {"use_random_crop": False}, {"use_aspect_ratio_aug": False}
+    for changes, idle in ((whole, wide | {"min_scale": 0.1}), (whole, square), (square, wide)):
+        data = replace(DATA, **changes)  # type: ignore[arg-type]
+        plan = plan_of(tokenizer, preprocessing={key: getattr(data, key) for key in CROP_SETTINGS})
+        stored = from_mapping(CachePlan, json.loads(json.dumps(asdict(plan))))
+        for other in (data, replace(data, **idle)):
+            assert preprocessing_of(other) == cached_preprocessing(stored)
+    for flips, flip in (("none", False), ("drawn", True), ("stored", True)):
+        assert cached_preprocessing(plan_of(tokenizer, flips=flips))["flip"] is flip
 
 
 def truncate(file: Path) -> None:

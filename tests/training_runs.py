@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,7 @@ from training.recipe_file import build_recipe
 from training.synthetic import synthetic_shards
 from training.tokenizer_loop import train_tokenizer
 
+ROOT = Path(__file__).resolve().parents[1]
 TRAIN: dict[str, Callable[..., nn.Module]] = {
     "tokenizer": train_tokenizer,
     "generator": train_generator,
@@ -86,3 +91,36 @@ def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
 def curve(folder: Path, name: str = "train/loss") -> list[float]:
     """Values of a scalar in the order of its steps."""
     return [value for _, value in scalars(folder, name)]
+
+
+def run_processes(count: int, code: str, folder: Path, *arguments: str) -> None:
+    """Run the Python `code` in `count` processes of one gloo group on the CPU, started by torchrun."""
+    script = folder / "script.py"
+    script.write_text(code)
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", str(script)]
+    process = subprocess.Popen(
+        [sys.executable, *launcher, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        errors = process.communicate(timeout=110)[1]
+    except BaseException:
+        process.terminate()  # at which torchrun ends its processes; killed, it would leave them
+        process.communicate()
+        raise
+    assert process.returncode == 0, errors[-5000:]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on which nobody listens."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports

@@ -14,13 +14,16 @@ from training.config import LoopConfig
 from training.data import evaluation_batches, training_loader
 from training.recipe import Recipe
 
+EVALUATED_PICTURES = 2000
+
 T = TypeVar("T")
 
 
 def picture_batches(recipe: Recipe, accelerator: Accelerator, state: RunState) -> Iterator[Batch]:
     """This process's batches of pictures from `state.step` on."""
     loop = recipe.training
-    start = next_batch(loop, state)
+    # A run that has read tokens from a cache begins with the first epoch of pictures.
+    start = next_batch(loop, state) if state.position else 0
     batches = training_loader(
         recipe.dataset,
         loop.per_gpu_batch_size,
@@ -33,8 +36,11 @@ def picture_batches(recipe: Recipe, accelerator: Accelerator, state: RunState) -
     return repeated(batches, loop, state)
 
 
-def evaluation_pictures(recipe: Recipe, size: int, limit: int | None = None) -> Iterator[Batch]:
-    """Batches of `size` from the evaluation set, of `limit` pictures at most."""
+def evaluation_pictures(recipe: Recipe, size: int, limit: int = EVALUATED_PICTURES) -> Iterator[Batch]:
+    """Batches of `size` from the evaluation set, of the first `limit` pictures at most.
+
+    Few enough for the main process alone, while the others wait; `maskbit evaluate` measures the whole set.
+    """
     dataset = recipe.dataset
     return evaluation_batches(
         dataset.eval_shards_path_or_url,

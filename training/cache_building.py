@@ -27,6 +27,7 @@ from models.tokenizer import Tokenizer
 from models.validation import from_mapping, require
 from training.cache_manifest import (
     BUILD_PLAN,
+    CROP_SETTINGS,
     MANIFEST,
     CacheManifest,
     CachePlan,
@@ -39,17 +40,10 @@ from training.processes import processes
 from training.recipe import GeneratorRecipe
 from training.sample import Shard
 from training.sources import find_shards
-from training.token_cache import npy_bytes, read_manifest, tokenizer_digest, write_whole
+from training.token_cache import npy_bytes, read_manifest, tokenizer_digest
+from training.whole_file import write_whole
 
 SAMPLES_PER_PART = 2048
-CROP_SETTINGS = (
-    "resolution",
-    "use_random_crop",
-    "min_scale",
-    "use_aspect_ratio_aug",
-    "aspect_ratio",
-    "interpolation",
-)
 REPORTS = "part-*.json"
 
 

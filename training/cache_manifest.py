@@ -6,16 +6,28 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from models.errors import ConfigError
 from models.validation import from_mapping, require, require_positive
 
+if TYPE_CHECKING:
+    from training.data_config import DatasetConfig
+
 FORMAT_VERSION = 1
 MANIFEST = "cache.json"
 BUILD_PLAN = "build.json"  # stands in place of the manifest as long as the cache is being built
+CROP_SETTINGS = (
+    "resolution",
+    "use_random_crop",
+    "min_scale",
+    "use_aspect_ratio_aug",
+    "aspect_ratio",
+    "interpolation",
+)
+RANDOM_CROP_SETTINGS = ("min_scale", "use_aspect_ratio_aug", "aspect_ratio")
 
 
 @dataclass(frozen=True)
@@ -128,6 +140,29 @@ class CacheManifest:
         return from_mapping(
             cls, {**values, "plan": plan, "parts": [from_mapping(Part, part) for part in parts]}
         )
+
+
+def cached_preprocessing(plan: CachePlan) -> dict[str, Any]:
+    """The crop settings of a cache that have an effect, and whether its crops are mirrored."""
+    return _effective(plan.preprocessing) | {"flip": plan.flips != "none"}
+
+
+def preprocessing_of(data: DatasetConfig) -> dict[str, Any]:
+    """The same of a recipe."""
+    return _effective({key: getattr(data, key) for key in CROP_SETTINGS}) | {"flip": data.flip}
+
+
+def _effective(settings: Mapping[str, Any]) -> dict[str, Any]:
+    idle: tuple[str, ...] = ()
+    if not settings.get("use_random_crop"):
+        idle = RANDOM_CROP_SETTINGS
+    elif not settings.get("use_aspect_ratio_aug"):
+        idle = ("aspect_ratio",)
+    return {
+        key: tuple(value) if isinstance(value, list) else value  # JSON has no tuples
+        for key, value in settings.items()
+        if key not in idle
+    }
 
 
 def as_json(values: Any) -> str:

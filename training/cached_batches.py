@@ -19,6 +19,7 @@ from torch import Tensor
 
 from models.bits import Indices
 from models.config import GeneratorConfig
+from training.data_config import DatasetConfig
 from training.token_cache import TokenCache, check_fits, open_cache, unpack_groups
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class CacheOrder:
 
 def cached_batches(
     path: Path | str,
+    data: DatasetConfig,
     model: GeneratorConfig,
     tokenizer: Tokenizer,
     batch_size: int,
@@ -71,12 +73,13 @@ def cached_batches(
     """Endless batches from batch `start` on; one is `batch_size` pictures in each of `world` processes.
 
     Process `rank` gets its consecutive share, so that all together see the batches that one process with the
-    whole size would. Raises ConfigError, at once, for a cache that is damaged, does not fit `model` or holds
-    the tokens of another tokenizer.
+    whole size would: a run may go on with other processes, as long as a step takes as many pictures. Raises
+    ConfigError, at once, for a cache that is damaged, does not fit `model`, or holds other crops than those
+    of `data` or the tokens of another tokenizer.
     """
     path = Path(path)
     cache = open_cache(path)
-    check_fits(cache, path, model, tokenizer)
+    check_fits(cache, path, data, model, tokenizer)
     order = CacheOrder(len(cache), cache.plan.variants, seed)
     firsts = ((batch * world + rank) * batch_size for batch in count(start))
     return (

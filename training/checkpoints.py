@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 from dataclasses import dataclass, field
@@ -16,9 +15,11 @@ from torch import nn
 from models.errors import CheckpointError
 from training.batch import Batch
 from training.ema import Ema
-from training.processes import merged
+from training.optimization import pictures_per_step
+from training.processes import merged, total
 from training.recipe import Recipe
 from training.sharding import load_network, load_optimizer, network_state, optimizer_state
+from training.whole_file import whole_file
 
 KEEP = 2  # newest checkpoints that stay on disk
 CONTENT = ("recipe", "step", "networks", "ema", "ema_updates", "optimizers", "position")
@@ -29,8 +30,8 @@ class RunState:
     """Everything of a run that changes: modules and optimizers by name, as `Accelerator.prepare` gave them.
 
     The optimizer of a module bears its name. `position` is where the data stream stands, which only the
-    stream's own code reads. `step` counts finished optimizer steps, `skipped` the samples that this process
-    could not use since it started.
+    stream's own code reads. `step` counts finished optimizer steps, `skipped` the samples that could not be
+    used: those of this process since it started and, in the main one, all of earlier sittings.
     """
 
     networks: dict[str, nn.Module]
@@ -77,6 +78,8 @@ def save_checkpoint(recipe: Recipe, state: RunState, accelerator: Accelerator) -
             for name, optimizer in state.optimizers.items()
         },
         "position": merged(accelerator, state.position),
+        "skipped": total(accelerator, state.skipped),
+        "pictures_per_step": pictures_per_step(recipe, accelerator),
     }
     if accelerator.is_main_process:
         _write(recipe.folder, state.step, content)
@@ -85,31 +88,25 @@ def save_checkpoint(recipe: Recipe, state: RunState, accelerator: Accelerator) -
 
 def _write(folder: Path, step: int, content: dict[str, Any]) -> None:
     path = folder / f"checkpoint-{step:08d}.pt"
-    partial = path.with_suffix(".partial")
     try:
-        with partial.open("wb") as file:
+        with whole_file(path) as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _sync_folder(folder)
     except (OSError, RuntimeError) as exc:  # a full disk makes torch raise either
-        partial.unlink(missing_ok=True)
         kept = checkpoint_files(folder)
         last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no earlier checkpoint"
-        reason = " ".join(str(exc).split())[:200]
-        raise CheckpointError(f"{path} cannot be written ({reason}); {last}") from exc
+        raise CheckpointError(f"{path} cannot be written ({_reason(exc)}); {last}") from exc
     for old in checkpoint_files(folder)[:-KEEP]:
         old.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the new name of a renamed file outlast a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _reason(error: BaseException) -> str:
+    """What the system says where an error goes back to it, else the error itself, in one line."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return " ".join(str(error).split())[:200]
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -127,14 +124,34 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def restore(state: RunState, path: Path) -> None:
-    """Load the checkpoint `path` into `state`, whose modules and optimizers have the stored names."""
+def restore(recipe: Recipe, state: RunState, path: Path, accelerator: Accelerator) -> None:
+    """Load the checkpoint `path` into `state`, whose modules and optimizers have the stored names.
+
+    Raises CheckpointError for a checkpoint of other networks, and when a step now sees another number of
+    pictures than it did: steps are what the schedules count.
+    """
     stored = load_checkpoint(path)
+    try:
+        before = stored["pictures_per_step"]
+        _fill(state, stored, accelerator)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as exc:
+        reason = f"{exc} is missing" if isinstance(exc, KeyError) else _reason(exc)
+        raise CheckpointError(f"{path} does not fit the recipe ({reason})") from exc
+    if before != (now := pictures_per_step(recipe, accelerator)):
+        raise CheckpointError(
+            f"{path}: its run saw {before} pictures in a step, this one would see {now} "
+            f"({accelerator.num_processes} processes); training.per_gpu_batch_size or "
+            "training.gradient_accumulation_steps can make up for it"
+        )
+
+
+def _fill(state: RunState, stored: dict[str, Any], accelerator: Accelerator) -> None:
     for name, module in state.networks.items():
         load_network(module, stored["networks"][name])
     for name, optimizer in state.optimizers.items():
         load_optimizer(state.networks[name], optimizer, stored["optimizers"][name])
     state.ema.average.load_state_dict(stored["ema"])
-    state.ema.updates = stored["ema_updates"]
+    state.ema.updates = int(stored["ema_updates"])
     state.step = int(stored["step"])
-    state.position = stored["position"]
+    state.position = dict(stored["position"])
+    state.skipped = int(stored["skipped"]) if accelerator.is_main_process else 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -85,13 +84,3 @@ def load_classifier(path: Path) -> Classifier:
     network = Classifier(from_mapping(ClassifierConfig, model))
     load_into(network, state["ema"], file)
     return network.eval().requires_grad_(False)
-
-
-@torch.inference_mode()
-def accuracy(network: Classifier, images: Tensor, labels: Tensor) -> float:
-    """Share of `images` f32 (B, 3, H, W) in [0, 1] whose class the network names rightly."""
-    right = [
-        (network(part).argmax(1) == names).sum()
-        for part, names in zip(torch.split(images, 64), torch.split(labels, 64), strict=True)
-    ]
-    return float(torch.stack(right).sum()) / len(labels)

@@ -14,11 +14,10 @@ from training.activation_checkpointing import recompute_activations
 from training.batch import Batch, check_labels
 from training.batches import evaluation_pictures, picture_batches
 from training.checkpoints import RunState, restore, save_checkpoint
-from training.classifier import Classifier, accuracy
+from training.classifier import Classifier
 from training.ema import Ema
 from training.optimization import learning_rate, make_optimizer, pictures_per_step, update
 from training.processes import processes
-from training.randomness import seed_networks
 from training.recipe import ClassifierRecipe
 from training.run_folder import claim_folder
 from training.run_log import RunLog
@@ -34,7 +33,7 @@ def train_classifier(recipe: ClassifierRecipe, *, resume: bool = False) -> Class
         checkpoint = claim_folder(recipe, accelerator, resume=resume)
         state = start_state(recipe, accelerator)
         if checkpoint is not None:
-            restore(state, checkpoint)
+            restore(recipe, state, checkpoint, accelerator)
         run_steps(recipe, accelerator, state)
         average = state.ema.average
     assert isinstance(average, Classifier)
@@ -64,14 +63,13 @@ def run_steps(recipe: ClassifierRecipe, accelerator: Accelerator, state: RunStat
         batches = log.throughput.waiting(picture_batches(recipe, accelerator, state))
         for step in range(state.step, loop.max_train_steps):
             loss = backward_passes(recipe, accelerator, state, batches)
-            done = step + 1
+            state.step = done = step + 1
             last = done == loop.max_train_steps
             if done % experiment.log_grad_norm_every == 0:
                 log.gradient_norms(bare(network))
             rate = learning_rate(recipe, step, pictures)
             norm = update(accelerator, network, optimizer, rate, loop.max_grad_norm)
             state.ema.update(bare(network))
-            state.step = done
             log.step({"loss": loss, "grad_norm": norm})
             with log.aside():
                 if done % experiment.save_every == 0 or last:
@@ -88,7 +86,6 @@ def backward_passes(
     loop, network = recipe.training, state.networks["classifier"]
     network.train()
     count = loop.gradient_accumulation_steps
-    seed_networks(loop.seed, state.step, accelerator.process_index)
     losses = []
     for number in range(count):
         batch = next(batches)
@@ -104,9 +101,12 @@ def backward_passes(
     return torch.stack(losses).mean()
 
 
+@torch.inference_mode()
 def evaluate(network: Classifier, recipe: ClassifierRecipe, device: torch.device) -> dict[str, float]:
-    """Accuracy on the evaluation shards."""
-    batches = list(evaluation_pictures(recipe, EVALUATION_BATCH))
-    images = torch.cat([batch.images for batch in batches]).to(device)
-    labels = torch.cat([batch.labels for batch in batches]).to(device)
-    return {"accuracy": accuracy(network, images, labels)}
+    """Share of the pictures of `evaluation_pictures` whose class the network names rightly."""
+    right = pictures = 0
+    for batch in evaluation_pictures(recipe, EVALUATION_BATCH):
+        guesses = network(batch.images.to(device)).argmax(1)
+        right += int((guesses == batch.labels.to(device)).sum())
+        pictures += len(guesses)
+    return {"accuracy": right / pictures}

@@ -52,13 +52,15 @@ def tokenizer(
     precision: Stored = Precision.FP32,
 ) -> None:
     """Train a tokenizer (stage I)."""
+    from models.bundle_writer import check_place
     from training.publish import publish_tokenizer, tokenizer_manifest
     from training.recipe import TokenizerRecipe
     from training.tokenizer_loop import train_tokenizer
 
     plan = _recipe("tokenizer", TokenizerRecipe, recipe, overrides)
-    if bundle is not None:
-        tokenizer_manifest(plan, bundle.name, licence)  # what is wrong here should not surface after hours
+    if bundle is not None:  # what is wrong here should not surface after hours
+        check_place(bundle)
+        tokenizer_manifest(plan, bundle.resolve().name, licence)
     network = train_tokenizer(plan, resume=resume or plan.experiment.resume)
     if bundle is not None and _is_main_process():
         _tell(publish_tokenizer(network, plan, bundle, licence=licence, precision=precision))
@@ -74,13 +76,15 @@ def generator(
     precision: Stored = Precision.FP32,
 ) -> None:
     """Train a generator (stage II) on the tokens of the tokenizer that experiment.vqgan_checkpoint names."""
+    from models.bundle_writer import check_place
     from training.generator_loop import train_generator
     from training.publish import generator_manifest, publish_generator
     from training.recipe import GeneratorRecipe
 
     plan = _recipe("generator", GeneratorRecipe, recipe, overrides)
-    if bundle is not None:
-        generator_manifest(plan, bundle.name, licence)  # what is wrong here should not surface after hours
+    if bundle is not None:  # what is wrong here should not surface after hours
+        check_place(bundle)
+        generator_manifest(plan, bundle.resolve().name, licence)
     network = train_generator(plan, resume=resume or plan.experiment.resume)
     if bundle is not None and _is_main_process():
         _tell(publish_generator(network, plan, bundle, licence=licence, precision=precision))

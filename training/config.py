@@ -14,9 +14,9 @@ class ExperimentConfig:
     """Where a run writes and how often; `*_every` count optimizer steps.
 
     `max_train_examples` is the size of the training set, for the epoch in reports. `init_checkpoint` gives
-    weights to start from: a file of weights, a bundle, or a run folder. `vqgan_checkpoint` is the tokenizer of
-    a generator: a bundle, or a weights file that `model.vq_model` describes. `project` is shown in
-    TensorBoard; `sync_to_hdfs` belongs to the published files and changes nothing here.
+    weights to start from: a file of weights, a bundle, or a run folder. `vqgan_checkpoint` is the tokenizer
+    of a generator: a bundle, or a weights file that `model.vq_model` describes. `project` and `sync_to_hdfs`
+    belong to the published files and change nothing here.
     """
 
     name: str

@@ -19,7 +19,7 @@ from training.data_config import DatasetConfig
 from training.lanes import Layout, starting_positions
 from training.pictures import decode
 from training.sample import Sample, log_skipped
-from training.sources import IMAGE_COLUMN, LABEL_COLUMN, find_shards
+from training.sources import IMAGE_COLUMN, LABEL_COLUMN, all_samples, find_shards
 from training.training_batches import TrainingBatches
 from training.transforms import center_fit
 
@@ -107,24 +107,24 @@ def evaluation_batches(
     *,
     image_column: str = IMAGE_COLUMN,
     label_column: str = LABEL_COLUMN,
-    interpolation: str = "bicubic",
 ) -> Iterator[Batch]:
-    """The first `limit` pictures, in the order of read_samples, resized on the short side and centre-cropped.
+    """The first `limit` sound pictures in batches of `batch_size`, as one process evaluates them in training.
 
-    Samples that cannot be used are logged and counted. Raises ConfigError when no picture is left.
+    Batches are full but for the last, whereas those of `ShardSlice` belong to one of many processes and keep
+    a sample's number whatever becomes of the others. Samples that cannot be used are logged and counted.
+    Raises ConfigError when no picture is left.
     """
     images: list[Image.Image] = []
     labels: list[int] = []
     found = skipped = 0
-    for sample in _all_samples(pattern, image_column, label_column):
+    for sample in all_samples(pattern, image_column=image_column, label_column=label_column):
         if found == limit:
             break
-        try:
-            images.append(center_fit(decode(sample.content()), resolution, interpolation))
-        except InputError as exc:
-            log_skipped(sample, exc)
+        image = fitted_picture(sample, resolution)
+        if image is None:
             skipped += 1
             continue
+        images.append(image)
         labels.append(sample.label)
         found += 1
         if len(images) == batch_size:
@@ -135,6 +135,10 @@ def evaluation_batches(
     require(found > 0, f"{pattern}: no labelled picture that can be decoded")
 
 
-def _all_samples(pattern: str, image_column: str, label_column: str) -> Iterator[Sample]:
-    for shard in find_shards(pattern, image_column=image_column, label_column=label_column):
-        yield from shard.read()
+def fitted_picture(sample: Sample, resolution: int) -> Image.Image | None:
+    """The picture resized on its short side and centre-cropped; None, and logged, if it cannot be used."""
+    try:
+        return center_fit(decode(sample.content()), resolution)
+    except InputError as exc:
+        log_skipped(sample, exc)
+        return None

@@ -10,10 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import Conv2dSame, same_padding
-from models.validation import require
-from training.loss_config import DiscriminatorConfig
+from training.loss_config import NORM_GROUPS, DiscriminatorConfig
 
-NORM_GROUPS = 32
 POOLED_SIZE = 16  # logits along each side of VQGAN+'s map
 INITIAL_STD = 0.02
 MAX_WIDENING = 8  # of PatchGAN's channels
@@ -46,11 +44,6 @@ class VqganPlusDiscriminator(nn.Module):
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
         first = config.hidden_channels
-        require(
-            first % NORM_GROUPS == 0,
-            f"model.discriminator.hidden_channels is {first}; 'VQGAN+Discriminator' needs a multiple of "
-            f"{NORM_GROUPS}",
-        )
         widths = [first << stage for stage in range(config.num_stages)]
         self.block_in = nn.Sequential(Conv2dSame(config.num_channels, first, 5), nn.LeakyReLU(0.1))
         self.blocks = nn.ModuleList(

@@ -5,7 +5,8 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+
+from training.sharding import is_sharded, whole
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -32,11 +33,11 @@ class Ema(Generic[Module]):
         self.updates += 1
         weight = 1 - ema_decay(self.updates, self.maximum)
         averages: list[Tensor] = list(self.average.parameters())
-        torch._foreach_lerp_(averages, [whole(p) for p in network.parameters()], weight)
-        for own, other in zip(self.average.buffers(), network.buffers(), strict=True):
-            own.copy_(whole(other))
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """`tensor` itself, or all of it where FSDP leaves each process a shard."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+        weights: list[Tensor] = list(network.parameters())
+        if is_sharded(network):
+            for own, other in zip(averages, weights, strict=True):  # whole, all at once may not fit in memory
+                own.lerp_(whole(other), weight)
+        else:
+            torch._foreach_lerp_(averages, weights, weight)
+        for own_buffer, other_buffer in zip(self.average.buffers(), network.buffers(), strict=True):
+            own_buffer.copy_(whole(other_buffer))

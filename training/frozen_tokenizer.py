@@ -8,24 +8,23 @@ import torch
 from torch import Tensor
 
 from models.bundle import TOKENIZER_WEIGHTS
-from models.checkpoint import load_into
 from models.config import GeneratorConfig
 from models.networks import build_tokenizer
 from models.runtime.torch_runtime import full_precision
 from models.tokenizer import Tokenizer
-from training.initial_weights import initial_weights
+from training.initial_weights import load_initial_weights, read_source
 from training.recipe import GeneratorRecipe
 
 
 def tokenizer_weights(recipe: GeneratorRecipe) -> Mapping[str, Tensor]:
     """Weights of the tokenizer that `experiment.vqgan_checkpoint` names."""
-    return initial_weights(recipe.experiment.vqgan_checkpoint, TOKENIZER_WEIGHTS)
+    return read_source(recipe.experiment.vqgan_checkpoint, TOKENIZER_WEIGHTS).weights
 
 
 def load_frozen_tokenizer(recipe: GeneratorRecipe, device: torch.device) -> Tokenizer:
     """The recipe's tokenizer on `device`, in eval mode and without gradients."""
     network = build_tokenizer(recipe.tokenizer)
-    load_into(network, tokenizer_weights(recipe), recipe.experiment.vqgan_checkpoint)
+    load_initial_weights(network, recipe.tokenizer, recipe.experiment.vqgan_checkpoint, TOKENIZER_WEIGHTS)
     return network.to(device).eval().requires_grad_(False)
 
 

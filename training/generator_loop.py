@@ -35,7 +35,6 @@ from training.throughput import count_flops
 from training.token_loss import TokenLoss, token_loss
 
 SAMPLE_COLUMNS = 8
-EVALUATED_PICTURES = 512
 EVALUATION_BATCH = 32
 
 
@@ -46,7 +45,7 @@ def train_generator(recipe: GeneratorRecipe, *, resume: bool = False) -> Generat
         tokenizer = load_frozen_tokenizer(recipe, accelerator.device)
         state = start_state(recipe, accelerator)
         if checkpoint is not None:
-            restore(state, checkpoint)
+            restore(recipe, state, checkpoint, accelerator)
         run_steps(recipe, accelerator, state, tokenizer)
         average = state.ema.average
     assert isinstance(average, Generator)
@@ -58,7 +57,7 @@ def start_state(recipe: GeneratorRecipe, accelerator: Accelerator) -> RunState:
     loop = recipe.training
     torch.manual_seed(loop.seed)
     network = build_generator(recipe.model)
-    load_initial_weights(network, recipe.experiment.init_checkpoint, GENERATOR_WEIGHTS)
+    load_initial_weights(network, recipe.model, recipe.experiment.init_checkpoint, GENERATOR_WEIGHTS)
     network.to(accelerator.device)
     ema = Ema(network, loop.ema_decay if loop.use_ema else 0.0)
     if loop.activation_checkpointing:
@@ -76,19 +75,19 @@ def run_steps(
     loop, experiment = recipe.training, recipe.experiment
     network, optimizer = state.networks["generator"], state.optimizers["generator"]
     pictures = pictures_per_step(recipe, accelerator)
+    flops = flops_of_step(recipe, accelerator, state)
     with RunLog(recipe, accelerator, state, pictures) as log:
-        log.throughput.flops = flops_of_step(recipe, accelerator, state)
+        log.throughput.flops = flops
         batches = log.throughput.waiting(training_batches(recipe, accelerator, state, tokenizer))
         for step in range(state.step, loop.max_train_steps):
             loss = backward_passes(recipe, accelerator, state, tokenizer, batches)
-            done = step + 1
+            state.step = done = step + 1
             last = done == loop.max_train_steps
             if done % experiment.log_grad_norm_every == 0:
                 log.gradient_norms(bare(network))
             rate = learning_rate(recipe, step, pictures)
             norm = update(accelerator, network, optimizer, rate, loop.max_grad_norm)
             state.ema.update(bare(network))
-            state.step = done
             log.step(
                 {
                     "loss": loss.total,
@@ -118,6 +117,7 @@ def training_batches(
         return picture_batches(recipe, accelerator, state)
     batches = cached_batches(
         cache,
+        recipe.dataset,
         recipe.model,
         tokenizer,
         loop.per_gpu_batch_size,
@@ -147,10 +147,10 @@ def backward_passes(
     rank, world = accelerator.process_index, accelerator.num_processes
     shape = (size * count * world, recipe.model.num_tokens, recipe.model.codebook_splits)
     masking = draw_masking(shape, recipe.losses, count * world, mask_noise(loop.seed, state.step))
-    seed_networks(loop.seed, state.step, rank)
     losses = []
     for number in range(count):
-        batch = next(batches)
+        batch = next(batches)  # a loader that is only just started draws from torch's generator
+        seed_networks(loop.seed, state.step * count + number, rank)
         groups, labels = inputs_of(batch, tokenizer, recipe, accelerator.device)
         if isinstance(batch, Batch):
             state.take(batch)
@@ -201,7 +201,7 @@ def mean_loss(losses: list[TokenLoss]) -> TokenLoss:
 
 def flops_of_step(recipe: GeneratorRecipe, accelerator: Accelerator, state: RunState) -> int:
     """Floating-point operations of the generator in one optimizer step, forward and backward."""
-    config, loop = recipe.model, recipe.training
+    config = recipe.model
     network = bare(state.networks["generator"])
     tokens = torch.zeros(
         (1, config.num_tokens, config.codebook_splits), dtype=torch.int64, device=accelerator.device
@@ -216,17 +216,19 @@ def flops_of_step(recipe: GeneratorRecipe, accelerator: Accelerator, state: RunS
 def evaluate(
     network: Generator, tokenizer: Tokenizer, recipe: GeneratorRecipe, accelerator: Accelerator
 ) -> dict[str, float]:
-    """Mean loss and accuracy on masked groups of evaluation pictures, with the same masks at every call."""
+    """Mean loss and accuracy on masked groups of `evaluation_pictures`, with the same masks at every call."""
     noise = mask_noise(recipe.training.seed, 0)
-    losses = []
-    for batch in evaluation_pictures(recipe, EVALUATION_BATCH, EVALUATED_PICTURES):
+    sums, pictures = torch.zeros(2, device=accelerator.device), 0
+    for batch in evaluation_pictures(recipe, EVALUATION_BATCH):
         groups, labels = inputs_of(batch, tokenizer, recipe, accelerator.device)
         rows, tokens, splits = groups.shape
         masking = draw_masking((rows, tokens, splits), recipe.losses, 1, noise)
         own = masking.rows(0, rows, accelerator.device)
-        losses.append(guess(network, groups, labels, own, recipe, accelerator))
-    loss = mean_loss(losses)
-    return {"masked_loss": float(loss.masked), "masked_accuracy": float(loss.masked_accuracy)}
+        loss = guess(network, groups, labels, own, recipe, accelerator)
+        sums += rows * torch.stack([loss.masked, loss.masked_accuracy])
+        pictures += rows
+    masked_loss, masked_accuracy = (sums / pictures).tolist()
+    return {"masked_loss": masked_loss, "masked_accuracy": masked_accuracy}
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ from models.validation import require, require_positive
 
 PERCEPTUAL_LOSSES = ("none", "resnet50", "convnext_s", "lpips", "classifier")
 DISCRIMINATOR_LOSSES = ("hinge", "vanilla", "non-saturating")
+NORM_GROUPS = 32  # of the published discriminator
 TOKEN_LOSSES = ("all", "masked", "weighted")
 
 
@@ -32,6 +33,11 @@ class DiscriminatorConfig:
             f"model.discriminator.name is {self.name!r}; allowed are 'VQGAN+Discriminator' and 'Original'",
         )
         require_positive(self, "num_channels", "num_stages", "hidden_channels", "blur_kernel_size")
+        require(
+            self.name == "Original" or self.hidden_channels % NORM_GROUPS == 0,
+            f"model.discriminator.hidden_channels is {self.hidden_channels}; VQGAN+Discriminator needs a "
+            f"multiple of {NORM_GROUPS}, its norm groups",
+        )
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class TokenizerLossConfig:
     `perceptual_loss` is an ImageNet network of torchvision, LPIPS, or `classifier`: a network of one's own,
     trained by `maskbit train perceptual`. `perceptual_checkpoint` is its run folder or, for the others, a
     file of weights in place of torchvision's download; `perceptual_linear_checkpoint` holds the linear
-    layers of LPIPS. `perceptual_loss_on_logits` false compares features beside the logits.
+    layers of LPIPS. `perceptual_loss_on_logits` false compares features too; of a `classifier` only those.
     `discriminator_penalty_cost` belongs to the published files and changes nothing, there as here.
     """
 

@@ -9,9 +9,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from training.config import OptimizerConfig
-from training.ema import whole
 from training.lr_schedule import cosine_with_minimum
 from training.recipe import Recipe
+from training.sharding import whole
 
 
 def make_optimizer(

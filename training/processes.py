@@ -1,19 +1,34 @@
-"""The processes of a run: this one alone, or those that `accelerate launch` or `torchrun` started together."""
+"""The processes of a run: this one alone, or those that `accelerate launch` or `torchrun` started."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    gather_object,
+)
 
 from models.errors import RuntimeUnavailable
 from training.config import LoopConfig
+
+# The other processes wait while the main one evaluates, draws samples and writes a checkpoint.
+PATIENCE = timedelta(hours=3)
+
+# Groups of processes of finished runs. The last reference to one must not go while DDP is taken down: PyTorch
+# then waits, holding Python's lock, for a thread of gloo that may need that lock to let go of a tensor.
+_finished: list[dist.ProcessGroup] = []
 
 
 @contextmanager
@@ -25,7 +40,10 @@ def processes(loop: LoopConfig) -> Iterator[Accelerator]:
         mixed_precision=loop.mixed_precision,
         cpu=loop.device == "cpu",
         # Each process keeps its own buffers: batch norms of a discriminator run twice before one update.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=PATIENCE),
+        ],
     )
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise RuntimeUnavailable("FSDP is configured in its version 1; set fsdp_version: 2 for accelerate")
@@ -39,6 +57,8 @@ def processes(loop: LoopConfig) -> Iterator[Accelerator]:
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             yield accelerator
     finally:
+        if dist.is_initialized() and dist.group.WORLD is not None:
+            _finished.append(dist.group.WORLD)
         accelerator.end_training()
         # accelerate keeps its settings for the whole process; a second run here may want others.
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -50,3 +70,15 @@ def merged(accelerator: Accelerator, own: Mapping[str, Any]) -> dict[str, Any]:
         return dict(own)
     parts: list[dict[str, Any]] = gather_object([dict(own)])
     return {key: value for part in parts for key, value in part.items()}
+
+
+def total(accelerator: Accelerator, own: int) -> int:
+    """Sum of a number of each process, which call this together."""
+    everyone = accelerator.reduce(torch.tensor(own, device=accelerator.device), reduction="sum")
+    assert isinstance(everyone, torch.Tensor)
+    return int(everyone)
+
+
+def process_count() -> int:
+    """How many processes were started together, as their launcher tells it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

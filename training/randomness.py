@@ -6,9 +6,9 @@ import torch
 NETWORK, MASKS = 0, 1  # what the random numbers are for
 
 
-def seed_networks(seed: int, step: int, process: int) -> None:
-    """Seed what networks draw by themselves (dropout) in this step, differently in every process."""
-    torch.manual_seed(_seed(seed, step, NETWORK, process))
+def seed_networks(seed: int, batch: int, process: int) -> None:
+    """Seed what networks draw by themselves (dropout) for this batch, differently in every process."""
+    torch.manual_seed(_seed(seed, batch, NETWORK, process))
 
 
 def mask_noise(seed: int, step: int) -> torch.Generator:

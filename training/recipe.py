@@ -28,7 +28,8 @@ class Recipe:
         given, rate = self.lr_scheduler.learning_rate, self.optimizer.learning_rate
         require(
             given is None or given == rate,
-            f"lr_scheduler.params.learning_rate is {given}; it must be optimizer.params.learning_rate, {rate}",
+            f"lr_scheduler.params.learning_rate is {given}; "
+            f"it must be optimizer.params.learning_rate, {rate}",
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -42,7 +43,7 @@ class Recipe:
 
 
 def _refuse_useless(kind: str, **settings: object) -> None:
-    """Raise ConfigError for one of the `settings`, named section__key, that is given though it changes nothing."""
+    """Raise ConfigError for one of the `settings`, named section__key, that is given and changes nothing."""
     for key, value in settings.items():
         require(not value, f"{key.replace('__', '.')} is {value!r}; training a {kind} makes no use of it")
 
@@ -71,7 +72,7 @@ class TokenizerRecipe(Recipe):
 
 @dataclass(frozen=True)
 class GeneratorRecipe(Recipe):
-    """Stage II, on the frozen tokenizer that `experiment.vqgan_checkpoint` names and `tokenizer` describes."""
+    """Stage II, on the frozen `tokenizer` whose weights `experiment.vqgan_checkpoint` names."""
 
     tokenizer: TokenizerConfig
     model: GeneratorConfig
@@ -83,7 +84,8 @@ class GeneratorRecipe(Recipe):
         _refuse_useless("generator", training__decoder_only=self.training.decoder_only)
         require(
             bool(self.experiment.vqgan_checkpoint),
-            "experiment.vqgan_checkpoint is missing; it names the bundle or the weights of a trained tokenizer",
+            "experiment.vqgan_checkpoint is missing; "
+            "it names the bundle or the weights of a trained tokenizer",
         )
 
 

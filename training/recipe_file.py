@@ -42,7 +42,7 @@ def load_values(path: str, overrides: Sequence[str]) -> dict[str, Any]:
         merged = OmegaConf.merge(OmegaConf.load(file), OmegaConf.from_dotlist(list(overrides)))
         values = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError) as exc:
-        raise ConfigError(f"{file}: not a recipe ({exc})") from exc
+        raise ConfigError(f"{file}: not a recipe ({' '.join(str(exc).split())})") from exc
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: a recipe is a mapping of sections")
     return {str(key): value for key, value in values.items()}
@@ -61,7 +61,7 @@ def build_recipe(kind: str, values: Mapping[str, Any]) -> Recipe:
         "dataset": _dataset(_section(rest, "dataset")),
         "optimizer": _with_params(OptimizerConfig, rest, "optimizer"),
         "lr_scheduler": _with_params(SchedulerConfig, rest, "lr_scheduler"),
-        "training": from_mapping(LoopConfig, _section(rest, "training")),
+        "training": from_mapping(LoopConfig, _training(_section(rest, "training"))),
     }
     build = {"tokenizer": _tokenizer, "generator": _generator, "classifier": _classifier}[kind]
     recipe = build(shared, model, losses)
@@ -113,6 +113,11 @@ def _dataset(section: dict[str, Any]) -> DatasetConfig:
     if section:
         raise ConfigError(f"dataset: unknown {', '.join(section)}; allowed are params and preprocessing")
     return from_mapping(DatasetConfig, parts)
+
+
+def _training(section: dict[str, Any]) -> dict[str, Any]:
+    """YAML takes a bare `no`, as in the override training.mixed_precision=no, for a boolean."""
+    return {**section, "mixed_precision": "no"} if section.get("mixed_precision") is False else section
 
 
 def _with_params(cls: type[T], values: dict[str, Any], name: str) -> T:

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from models.errors import CheckpointError
 from training.checkpoints import checkpoint_files, load_checkpoint
 from training.recipe import Recipe
+from training.whole_file import whole_file
 
 RECIPE_FILE = "recipe.json"
-# What may change between two sittings of one run: where and how fast it runs, and how long. The schedule of
-# the learning rate follows a new length.
+# What may change between two sittings of one run: where and how fast it runs, how long, and what it reads.
+# The schedule of the learning rate follows a new length; the batch may be divided otherwise, but `restore`
+# refuses another number of pictures in a step.
 FREE_KEYS = (
     "training.device",
     "training.max_train_steps",
     "training.compile",
     "training.activation_checkpointing",
     "training.num_generated_images",
+    "training.per_gpu_batch_size",
+    "training.gradient_accumulation_steps",
+    "dataset.train_shards_path_or_url",
+    "dataset.eval_shards_path_or_url",
+    "dataset.token_cache",
+    "dataset.shuffle_buffer_size",
+    "dataset.num_workers_per_gpu",
+    "dataset.parts",
     "dataset.pin_memory",
     "dataset.persistent_workers",
 )
@@ -33,10 +45,12 @@ def claim_folder(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> P
 
     A folder that holds a run is continued only when `resume` is set. It is refused in any case when its
     recipe is another one but for FREE_KEYS and, except ORIGINS, the section `experiment`: two runs would
-    share one name.
+    share one name. All processes call this together; CheckpointError also, in all, when they differ in the
+    recipe or in what they see in the folder.
     """
     folder = recipe.folder
     files = checkpoint_files(folder)
+    _check_agreement(recipe, files)
     stored = _stored_recipe(folder, files)
     if stored is not None and (differs := difference(stored, json.loads(_text(recipe)))) is not None:
         way_out = "" if files else " or, as it holds no checkpoint, remove the folder"
@@ -51,26 +65,47 @@ def claim_folder(recipe: Recipe, accelerator: Accelerator, *, resume: bool) -> P
     if accelerator.is_main_process:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            partial = folder / f"{RECIPE_FILE}.partial"
-            partial.write_text(_text(recipe), encoding="utf-8")
-            partial.replace(folder / RECIPE_FILE)
+            with whole_file(folder / RECIPE_FILE) as file:
+                file.write(_text(recipe).encode())
         except OSError as exc:
             raise CheckpointError(f"{folder}: the run's folder cannot be written ({exc.strerror})") from exc
     return files[-1] if files else None
 
 
-def _stored_recipe(folder: Path, checkpoints: list[Path]) -> dict[str, Any] | None:
-    """The recipe of the run in `folder`; None where there is no run."""
-    file = folder / RECIPE_FILE
+def _check_agreement(recipe: Recipe, checkpoints: list[Path]) -> None:
+    """Raise CheckpointError in all processes unless all were given one recipe and see one folder."""
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return json.loads(json.dumps(load_checkpoint(checkpoints[-1])["recipe"])) if checkpoints else None
-    except (OSError, ValueError) as exc:
-        raise CheckpointError(f"{file}: not a readable recipe ({exc})") from exc
-    if not isinstance(stored, dict):
-        raise CheckpointError(f"{file}: not a readable recipe, which is a mapping of sections")
-    return stored
+        stored = (recipe.folder / RECIPE_FILE).read_bytes()
+    except OSError:
+        stored = b""
+    newest = checkpoints[-1].name if checkpoints else "no checkpoint"
+    own = (_digest(_text(recipe).encode()), newest, _digest(stored))
+    everyone: list[tuple[str, str, str]] = gather_object([own])
+    if len({given for given, *_ in everyone}) > 1:
+        raise CheckpointError("the processes were started with different recipes; give all of them the same")
+    if len(seen := {f"{name}, recipe {digest}" for _, name, digest in everyone}) > 1:
+        raise CheckpointError(
+            f"the processes see different run folders at {recipe.folder}: {' / '.join(sorted(seen))}; "
+            "set experiment.output_dir to a folder that all nodes share"
+        )
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:8] if content else "none"
+
+
+def _stored_recipe(folder: Path, checkpoints: list[Path]) -> dict[str, Any] | None:
+    """The recipe of the run in `folder`; None where there is no run.
+
+    Of its file if that is sound, else of its newest checkpoint.
+    """
+    try:
+        stored = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
+        if isinstance(stored, dict):
+            return stored
+    except (OSError, ValueError):
+        pass
+    return json.loads(json.dumps(load_checkpoint(checkpoints[-1])["recipe"])) if checkpoints else None
 
 
 def _text(recipe: Recipe) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 
 import numpy as np
@@ -16,9 +16,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from models.errors import TrainingError
 from training.checkpoints import RunState, checkpoint_files
-from training.ema import whole
 from training.picture_grid import picture_grid
+from training.processes import total
+from training.quiet_writers import quiet_writers
 from training.recipe import Recipe
+from training.sharding import whole
 from training.throughput import Throughput
 
 SHOWN = ("loss", "images_per_s", "data_share")
@@ -27,8 +29,9 @@ SHOWN = ("loss", "images_per_s", "data_share")
 class RunLog:
     """Log of all processes of a run, written by the main one.
 
-    Scalars are averaged over processes and over the steps since they were last written. They are kept on the
-    device until then, so that a GPU need not be waited for at every step.
+    Scalars are averaged over processes and over the steps since they were last written, which the last step
+    does in any case. They are kept on the device until then, so that a GPU need not be waited for at every
+    step.
     """
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator, state: RunState, pictures: int) -> None:
@@ -39,7 +42,8 @@ class RunLog:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._main = accelerator.is_main_process
-        self._writer = SummaryWriter(str(recipe.folder / "tensorboard")) if self._main else None
+        self._writer: SummaryWriter | None = None
+        self._open = ExitStack()
         self._bar = Progress(
             TextColumn(recipe.experiment.name),
             BarColumn(),
@@ -53,6 +57,10 @@ class RunLog:
         )
 
     def __enter__(self) -> RunLog:
+        if self._main:
+            self._open.enter_context(quiet_writers())
+            with self._writing():
+                self._writer = SummaryWriter(str(self.recipe.folder / "tensorboard"))
         self._bar.start()
         return self
 
@@ -60,8 +68,10 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-        if self._writer is not None:
-            self._writer.close()
+        with self._open:
+            if self._writer is not None:
+                with self._writing() if error is None else suppress(OSError):
+                    self._writer.close()
 
     def step(self, scalars: Mapping[str, Tensor]) -> None:
         """Count the step that `state` has just finished, with its scalars."""
@@ -70,13 +80,14 @@ class RunLog:
             self._counts[key] = self._counts.get(key, 0) + 1
         self.throughput.step()
         self._bar.update(self._task, completed=self.state.step)
-        if self.state.step % self.recipe.experiment.log_every == 0:
+        last = self.state.step == self.recipe.training.max_train_steps
+        if last or self.state.step % self.recipe.experiment.log_every == 0:
             self._write_means()
 
     def _write_means(self) -> None:
         means = self.check_finite()
         self._sums, self._counts = {}, {}
-        means |= {**self.throughput.report(), "skipped_samples": self.state.skipped}
+        means |= {**self.throughput.report(), "skipped_samples": total(self.accelerator, self.state.skipped)}
         if examples := self.recipe.experiment.max_train_examples:
             means["epoch"] = self.state.step * self.throughput.pictures / examples
         self.scalars("train", means)
@@ -95,13 +106,26 @@ class RunLog:
         assert isinstance(everyone, Tensor)
         means = dict(zip(self._sums, everyone.tolist(), strict=True))
         if wrong := [f"{key} is {value}" for key, value in means.items() if not np.isfinite(value)]:
-            kept = checkpoint_files(self.recipe.folder)
-            last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
             raise TrainingError(
-                f"at or shortly before step {self.state.step} {', '.join(wrong)}; {last}. "
+                f"at or shortly before step {self.state.step} {', '.join(wrong)}; {self._last_good()}. "
                 "A lower learning rate, a longer warm-up or fp32 may help"
             )
         return means
+
+    def _last_good(self) -> str:
+        kept = checkpoint_files(self.recipe.folder)
+        return f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A block that writes; TrainingError where it cannot, for want of space for example."""
+        try:
+            yield
+        except OSError as exc:
+            raise TrainingError(
+                f"{self.recipe.folder}: the run's log cannot be written ({exc.strerror or exc}); "
+                f"{self._last_good()}"
+            ) from exc
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -113,8 +137,9 @@ class RunLog:
     def scalars(self, prefix: str, values: Mapping[str, float]) -> None:
         """Write scalars at once."""
         if self._writer is not None:
-            for key, value in values.items():
-                self._writer.add_scalar(f"{prefix}/{key}", value, self.state.step)
+            with self._writing():
+                for key, value in values.items():
+                    self._writer.add_scalar(f"{prefix}/{key}", value, self.state.step)
 
     def report(self, values: Mapping[str, float]) -> None:
         """Write evaluation results and print them above the bar."""
@@ -129,8 +154,9 @@ class RunLog:
         if self._writer is not None:
             step = self.state.step
             grid = picture_grid(images, columns)
-            grid.save(self.recipe.folder / f"{name}-{step:08d}.png")
-            self._writer.add_image(name, np.array(grid), step, dataformats="HWC")
+            with self._writing():
+                grid.save(self.recipe.folder / f"{name}-{step:08d}.png")
+                self._writer.add_image(name, np.array(grid), step, dataformats="HWC")
 
     def gradient_norms(self, network: nn.Module) -> None:
         """Write the norm of every parameter's gradient; all processes call this together."""

@@ -14,7 +14,10 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from training.ema import whole
+
+def whole(tensor: Tensor) -> Tensor:
+    """`tensor` itself, or all of it where FSDP leaves each process a shard."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def bare(module: nn.Module) -> nn.Module:
@@ -26,7 +29,8 @@ def bare(module: nn.Module) -> nn.Module:
     return inner if inner is module else bare(inner)
 
 
-def _sharded(module: nn.Module) -> bool:
+def is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP leaves each process a part of the weights of `module`."""
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
@@ -50,20 +54,24 @@ def load_network(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """State of the `optimizer` of `module`, whole; processes call this together."""
-    if not _sharded(module):
+    if not is_sharded(module):
         return optimizer.state_dict()
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     return dict(get_optimizer_state_dict(bare(module), _plain(optimizer), options=options))
 
 
 def load_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Fill `optimizer` with what `optimizer_state` gave."""
-    if not _sharded(module):
+    """Fill `optimizer` with what `optimizer_state` gave; ValueError for moments of another shape."""
+    if is_sharded(module):
+        set_optimizer_state_dict(
+            bare(module), _plain(optimizer), state, options=StateDictOptions(full_state_dict=True)
+        )
+    else:
         optimizer.load_state_dict(state)
-        return
-    set_optimizer_state_dict(
-        bare(module), _plain(optimizer), state, options=StateDictOptions(full_state_dict=True)
-    )
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if value.dim() and value.shape != parameter.shape:
+                raise ValueError(f"{key} is {tuple(value.shape)} for weights of {tuple(parameter.shape)}")
 
 
 def _plain(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

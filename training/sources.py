@@ -87,16 +87,23 @@ def is_folder(name: str) -> bool:
     return not is_url(name) and Path(name).is_dir()
 
 
-def read_samples(
+def all_samples(
     pattern: str, *, image_column: str = IMAGE_COLUMN, label_column: str = LABEL_COLUMN
 ) -> Iterator[Sample]:
-    """All samples once, in an order that is always the same; one with a fault is logged and left out.
+    """All samples once, those with a fault too, in an order that is always the same.
 
     That of a folder's files is mixed; see folder_shards. ConfigError names a shard that cannot be read.
     """
     for shard in find_shards(pattern, image_column=image_column, label_column=label_column):
-        for sample in shard.read():
-            if sample.fault:
-                log_skipped(sample, sample.fault)
-            else:
-                yield sample
+        yield from shard.read()
+
+
+def read_samples(
+    pattern: str, *, image_column: str = IMAGE_COLUMN, label_column: str = LABEL_COLUMN
+) -> Iterator[Sample]:
+    """`all_samples` but for those with a fault, which are logged and left out."""
+    for sample in all_samples(pattern, image_column=image_column, label_column=label_column):
+        if sample.fault:
+            log_skipped(sample, sample.fault)
+        else:
+            yield sample

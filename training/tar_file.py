@@ -11,6 +11,10 @@ from typing import BinaryIO
 
 BLOCK = 512
 CHUNK_BYTES = 1 << 20
+MAX_BYTES = 1 << 40  # of a file; a header can claim far more than any archive holds
+MAX_NAME_BYTES = 1 << 20  # of a long name or the pax records of a file
+MAX_LENGTH_DIGITS = 7  # of a pax record within MAX_NAME_BYTES
+NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)
 BETWEEN = (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE)  # may stand between a long name and its file
 
 
@@ -71,7 +75,11 @@ def _header(stream: BinaryIO, first: bool) -> tarfile.TarInfo | None:
         raise tarfile.ReadError("empty file")
     if not block or block.count(0) == len(block) == BLOCK:
         return None
-    return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    limit = MAX_NAME_BYTES if header.type in NAMES else MAX_BYTES
+    if not 0 <= header.size <= limit:
+        raise tarfile.ReadError(f"a header claims {header.size} bytes; allowed are 0 to {limit}")
+    return header
 
 
 def _content(member: Member) -> bytes:
@@ -84,12 +92,14 @@ def _content(member: Member) -> bytes:
 def _pax_path(data: bytes) -> str:
     """The path among records `length key=value\\n`, of which the length counts everything; "" for none."""
     path = ""
-    while data:
-        length, _, rest = data.partition(b" ")
-        if not length.isdigit() or not int(length):
+    start = 0
+    while start < len(data):
+        length, space, _ = data[start : start + MAX_LENGTH_DIGITS + 1].partition(b" ")
+        begin, end = start + len(length) + 1, start + int(length) if length.isdigit() else 0
+        if not space or end <= begin:
             raise tarfile.ReadError("damaged pax header")
-        key, _, value = rest[: int(length) - len(length) - 2].partition(b"=")
+        key, _, value = data[begin : end - 1].partition(b"=")
         if key == b"path":
             path = value.decode("utf-8", "surrogateescape")
-        data = data[int(length) :]
+        start = end
     return path

@@ -15,6 +15,7 @@ from training.tar_file import Member, tar_members
 PICTURES = ("webp", "jpg", "jpeg", "png")
 LABEL = "cls"
 MAX_DIGITS = 9
+MAX_PICTURE_BYTES = 1 << 30  # 8 for each of the pixels that a picture may have
 
 
 @dataclass
@@ -31,6 +32,9 @@ class _Group:
     def add(self, suffix: str, member: Member) -> None:
         self.suffixes.add(suffix)
         if self.wanted and (suffix in PICTURES or suffix == LABEL):
+            if member.size > MAX_PICTURE_BYTES:
+                self.fault = f"{member.name} has {member.size} bytes; allowed are {MAX_PICTURE_BYTES}"
+                return
             try:
                 self.files[suffix] = member.read()
             except EOFError as exc:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +21,16 @@ from models.bits import Indices, pack
 from models.bundle import file_digest
 from models.errors import ConfigError
 from models.validation import require
-from training.cache_manifest import BUILD_PLAN, MANIFEST, CacheManifest, CachePlan, Part
+from training.cache_manifest import (
+    BUILD_PLAN,
+    MANIFEST,
+    CacheManifest,
+    CachePlan,
+    Part,
+    cached_preprocessing,
+    preprocessing_of,
+)
+from training.data_config import DatasetConfig
 
 if TYPE_CHECKING:
     from models.config import GeneratorConfig
@@ -107,20 +115,6 @@ def unpack_groups(packed: PackedTokens, num_tokens: int, bits: int, splits: int)
     return groups.astype(np.int64).reshape(-1, num_tokens, splits)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write `data` to `path` completely or not at all; ConfigError when it cannot be written."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as exc:
-        partial.unlink(missing_ok=True)
-        raise ConfigError(f"{path} cannot be written: {exc.strerror}") from exc
-
-
 def npy_bytes(records: Records) -> bytes:
     """The .npy file of a part."""
     buffer = io.BytesIO()
@@ -176,8 +170,13 @@ def map_records(file: Path) -> Records:
     return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
 
 
-def check_fits(cache: TokenCache, path: Path, model: GeneratorConfig, tokenizer: Tokenizer) -> None:
-    """Raise ConfigError unless the cache holds what the generator `model` reads, of this very tokenizer."""
+def check_fits(
+    cache: TokenCache, path: Path, data: DatasetConfig, model: GeneratorConfig, tokenizer: Tokenizer
+) -> None:
+    """Raise ConfigError unless the cache holds what the generator `model` reads, of this very tokenizer.
+
+    Its crops must be made as `data` tells.
+    """
     plan = cache.plan
     require(
         (plan.bits, plan.grid, plan.classes) == (model.bits, model.grid, model.nclass),
@@ -190,3 +189,10 @@ def check_fits(cache: TokenCache, path: Path, model: GeneratorConfig, tokenizer:
         f"token cache {path} was made by another tokenizer, {plan.tokenizer[:12]}; "
         f"that of the recipe is {digest[:12]}",
     )
+    made, wanted = cached_preprocessing(plan), preprocessing_of(data)
+    for key, value in wanted.items():
+        require(
+            made.get(key) == value,
+            f"token cache {path} was made with dataset.preprocessing.{key} {made.get(key)!r}, the recipe has "
+            f"{value!r}; set it as in the cache, or make another cache of this recipe (`maskbit data cache`)",
+        )

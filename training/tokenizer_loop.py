@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from models.tokenizer import ConvTokenizer
 from training.batch import Batch
-from training.batches import picture_batches
+from training.batches import evaluation_pictures, picture_batches
 from training.checkpoints import RunState, restore, save_checkpoint
-from training.data import evaluation_batches
 from training.evaluation.reconstruction_metrics import psnr
 from training.losses import entropy_annealing, tokenizer_loss
 from training.lr_schedule import cosine_with_minimum
@@ -46,7 +45,7 @@ def train_tokenizer(recipe: TokenizerRecipe, *, resume: bool = False) -> ConvTok
         checkpoint = claim_folder(recipe, accelerator, resume=resume)
         state = start_state(recipe, accelerator)
         if checkpoint is not None:
-            restore(state, checkpoint)
+            restore(recipe, state, checkpoint, accelerator)
         run_steps(recipe, accelerator, state, perceptual and perceptual.to(accelerator.device))
         average = state.ema.average
     assert isinstance(average, ConvTokenizer)
@@ -68,7 +67,7 @@ def run_steps(
                 rates[ADVERSARY] = discriminator_rate(recipe, step, pictures)
             log.throughput.flops = pictures * sum(flops[name] for name in rates)
             scalars = backward_passes(recipe, accelerator, state, perceptual, batches)
-            done = step + 1
+            state.step = done = step + 1
             last = done == loop.max_train_steps
             for name, rate in rates.items():
                 network = state.networks[name]
@@ -77,7 +76,6 @@ def run_steps(
                 norm = update(accelerator, network, state.optimizers[name], rate, loop.max_grad_norm)
                 scalars[f"{name}_grad_norm"] = norm
             state.ema.update(tokenizer_of(state))
-            state.step = done
             log.step(scalars)
             with log.aside():
                 if done % experiment.save_every == 0 or last:
@@ -171,22 +169,9 @@ def flops_per_picture(
     return flops
 
 
-def evaluation_pictures(recipe: TokenizerRecipe, size: int, limit: int | None = None) -> Iterator[Batch]:
-    """Batches of `size` from the evaluation set."""
-    dataset = recipe.dataset
-    return evaluation_batches(
-        dataset.eval_shards_path_or_url,
-        dataset.resolution,
-        size,
-        limit,
-        image_column=dataset.image_column,
-        label_column=dataset.label_column,
-    )
-
-
 @torch.inference_mode()
 def evaluate(network: ConvTokenizer, recipe: TokenizerRecipe, device: torch.device) -> dict[str, float]:
-    """Mean PSNR in dB and share of used codes over the evaluation set."""
+    """Mean PSNR in dB and share of used codes over the pictures of `evaluation_pictures`."""
     ratios, codes = [], []
     for batch in evaluation_pictures(recipe, EVALUATION_BATCH):
         images = batch.images.to(device)

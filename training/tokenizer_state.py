@@ -49,7 +49,7 @@ def start_state(recipe: TokenizerRecipe, accelerator: Accelerator) -> RunState:
     loop, device = recipe.training, accelerator.device
     torch.manual_seed(loop.seed)
     tokenizer = ConvTokenizer(recipe.model)
-    load_initial_weights(tokenizer, recipe.experiment.init_checkpoint, TOKENIZER_WEIGHTS)
+    load_initial_weights(tokenizer, recipe.model, recipe.experiment.init_checkpoint, TOKENIZER_WEIGHTS)
     tokenizer.to(device)
     ema = Ema(tokenizer, loop.ema_decay if loop.use_ema else 0.0)
     quantize_precisely(tokenizer)

@@ -21,7 +21,8 @@ class StepBatch:
     labels               i64 (B,), class ids
     guidance_scale       f32 (B,), 0 = the row needs no unconditional pass
     temperature          f32 (B,), of the softmax, > 0
-    noise_temperature    f32 (B,), factor of the Gumbel noise, >= 0
+    noise_temperature    f32 (B,), factor of the Gumbel noise, >= 0; 2^64 where halton.py orders the groups,
+                         hence confidence is computed in f32, whatever the network's precision
     mask_count           i64 (B,), groups to mask again after the step, fewer than are masked before it
     category_uniforms    f32 (B, N, m) in (0, 1)
     confidence_uniforms  f32 (B, N, m) in (0, 1)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 
 import numpy as np
@@ -41,10 +41,16 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def full_precision() -> AbstractContextManager[None]:
-    """CUDA convolutions in fp32: PyTorch's default is TF32, whose 10-bit mantissa flips signs of latents."""
-    flags: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-    return flags
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """CUDA arithmetic in fp32: PyTorch's default for convolutions is TF32, whose mantissa flips bits."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class TorchRuntime:

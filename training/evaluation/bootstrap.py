@@ -3,7 +3,8 @@
 Of the G blocks that hold pictures, G - 1 are drawn with replacement (Rao and Wu 1988: G - 1 makes the
 variance of a mean unbiased), and every measure is computed from the sums of those drawn. Measures that are
 biased in small samples (Fréchet distances, codebook usage) are more so in a resample, where pictures repeat:
-the spread is therefore laid around the estimate, not around the mean of the resamples.
+the spread is therefore laid around the estimate, not around the mean of the resamples. It is widened as
+Student's t of G - 1 degrees of freedom is wider than the normal distribution.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 from training.evaluation.tally import Totals
 
 CONFIDENCE = 0.95
+QUANTILE = 1.96  # of the normal distribution, for CONFIDENCE
 MIN_BLOCKS = 5  # below this a spread between blocks says nothing
 Measure = Callable[[Totals], float]
 
@@ -49,7 +51,9 @@ def estimates(
         totals = Totals(sums, weights)
         for name, measure in measures.items():
             drawn[name].append(measure(totals))
-    return {name: _interval(value, np.array(drawn[name])) for name, value in values.items()}
+    # The first terms of the expansion of t's quantile (Abramowitz and Stegun 26.7.5)
+    widening = 1 + (QUANTILE**2 + 1) / (4 * (len(filled) - 1))
+    return {name: _interval(value, np.array(drawn[name]), widening) for name, value in values.items()}
 
 
 def _resamples(filled: np.ndarray, blocks: int, replicates: int) -> Iterator[Tensor]:
@@ -60,7 +64,7 @@ def _resamples(filled: np.ndarray, blocks: int, replicates: int) -> Iterator[Ten
         yield torch.from_numpy(np.bincount(chosen, minlength=blocks)).double()
 
 
-def _interval(value: float, drawn: np.ndarray) -> Estimate:
+def _interval(value: float, drawn: np.ndarray, widening: float) -> Estimate:
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail]) - drawn.mean()
+    low, high = (np.quantile(drawn, [tail, 1 - tail]) - drawn.mean()) * widening
     return Estimate(value, value + float(low), value + float(high))

@@ -30,6 +30,8 @@ InceptionOption = Annotated[
 JudgeOption = Annotated[
     Path | None, typer.Option(help="Run folder or checkpoint of a classifier that names the pictures.")
 ]
+ImageColumnOption = Annotated[str, typer.Option(help="Column of the pictures in Parquet files.")]
+LabelColumnOption = Annotated[str, typer.Option(help="Column of the class numbers in Parquet files.")]
 LimitOption = Annotated[int | None, typer.Option(min=2, help="Use the first pictures of the shards only.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Pictures together.")]
 BlocksOption = Annotated[int, typer.Option(min=1, help="Blocks that the intervals resample.")]
@@ -55,6 +57,8 @@ def tokenizer(
     judge: JudgeOption = None,
     lpips_backbone: Annotated[Path | None, typer.Option(help="torchvision's VGG16 weights.")] = None,
     lpips_linear: Annotated[Path | None, typer.Option(help="Linear weights of LPIPS 0.1 for VGG.")] = None,
+    image_column: ImageColumnOption = "image",
+    label_column: LabelColumnOption = "label",
     limit: LimitOption = None,
     batch_size: BatchOption = 64,
     blocks: BlocksOption = 20,
@@ -70,6 +74,7 @@ def tokenizer(
     from models.runtime.torch_runtime import choose_device
     from training.evaluation.ranks import evaluation_ranks, rank_device
     from training.evaluation.setup import EvaluationSettings, Setup
+    from training.evaluation.shard_slice import RealPictures
     from training.evaluation.tokenizer_evaluation import evaluate_tokenizer
 
     if (lpips_backbone is None) != (lpips_linear is None):
@@ -82,7 +87,8 @@ def tokenizer(
         instruments = _instruments(opened.manifest, features, inception_weights, judge, lpips, place)
         runtime = load_runtime(opened, device=place)
         setup = Setup(opened, runtime, instruments, settings, ranks, choose_device(place))
-        _print(evaluate_tokenizer(setup, shards, limit=limit, out=out), ranks)
+        pictures = RealPictures(shards, limit, image_column, label_column)
+        _print(evaluate_tokenizer(setup, pictures, out=out), ranks)
 
 
 @evaluate_app.command()
@@ -105,6 +111,8 @@ def generator(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="First seed; picture k uses seed + k.")] = 0,
     save_every: Annotated[int, typer.Option(min=1, help="Pictures between two saved states.")] = 1000,
+    image_column: ImageColumnOption = "image",
+    label_column: LabelColumnOption = "label",
     limit: LimitOption = None,
     batch_size: BatchOption = 64,
     blocks: BlocksOption = 20,
@@ -126,6 +134,7 @@ def generator(
     from training.evaluation.ranks import evaluation_ranks, rank_device
     from training.evaluation.setup import EvaluationSettings, Setup
     from training.evaluation.shard_reference import reference_of_shards
+    from training.evaluation.shard_slice import RealPictures
 
     if shards is not None and reference is not None:
         raise ConfigError("--shards and --reference are two sources of the same statistics; give one")
@@ -140,7 +149,8 @@ def generator(
         runtime = load_runtime(opened, device=place, precision=precision)
         setup = Setup(opened, runtime, instruments, settings, ranks, choose_device(place))
         if shards is not None:
-            found, real = reference_of_shards(setup, shards, limit=limit)
+            pictures = RealPictures(shards, limit, image_column, label_column)
+            found, real = reference_of_shards(setup, pictures)
         else:
             found, real = _saved_reference(setup, reference), {}
         if save_reference is not None and found is not None and ranks.first:

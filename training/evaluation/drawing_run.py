@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from models.drawing import draw, generator_of
 from models.noise import check_seed
 from models.sampling_config import SamplingConfig
 from models.validation import require_positive
-from training.evaluation.drawing_folder import BlockState, DrawingFolder
+from training.evaluation.drawing_folder import BlockState, DrawingFolder, save_grid
 from training.evaluation.feature_sample import FeatureSample
 from training.evaluation.observer import FAKE, Observer, from_pixels, gathered_sample
 from training.evaluation.progress import PictureBar
@@ -65,8 +65,22 @@ def chunks_of(plan: DrawingPlan, blocks: int) -> list[Chunk]:
     ]
 
 
+def deal(missing: Sequence[int], hands: int) -> list[list[int]]:
+    """Blocks, of which each lacks `missing` pictures, dealt to processes so that all draw about as many.
+
+    The largest comes first, to whoever has the fewest pictures so far, and then the fewest blocks.
+    """
+    dealt: list[list[int]] = [[] for _ in range(hands)]
+    loads = [0] * hands
+    for block in sorted(range(len(missing)), key=lambda block: -missing[block]):
+        hand = min(range(hands), key=lambda hand: (loads[hand], len(dealt[hand])))
+        dealt[hand].append(block)
+        loads[hand] += missing[block]
+    return [sorted(hand) for hand in dealt]
+
+
 class DrawingRun:
-    """This process's share of the pictures: the blocks whose number is its rank modulo the processes."""
+    """This process's share of the pictures: whole blocks, whose sums are the same whoever draws them."""
 
     def __init__(self, setup: Setup, plan: DrawingPlan, folder: DrawingFolder | None) -> None:
         self._setup = setup
@@ -74,7 +88,8 @@ class DrawingRun:
         self._folder = folder
         ranks, settings = setup.ranks, setup.settings
         chunks = chunks_of(plan, settings.blocks)
-        self._own = [chunk for chunk in chunks if chunk.block % ranks.count == ranks.rank]
+        own = deal(self._missing(chunks), ranks.count)[ranks.rank]
+        self._own = [chunk for chunk in chunks if chunk.block in own]
         self._states = {block: self._state(block) for block in sorted({chunk.block for chunk in self._own})}
 
     def finish(self) -> tuple[Tally, FeatureSample]:
@@ -90,6 +105,18 @@ class DrawingRun:
                 if self._folder is not None:
                     self._folder.save(chunk.block, state)
         return self._joined()
+
+    def _missing(self, chunks: Sequence[Chunk]) -> list[int]:
+        """Pictures that each block lacks, as process 0 finds them before any process draws more."""
+        blocks = range(self._setup.settings.blocks)
+        drawn = {
+            number for block in blocks if self._folder is not None for number in self._folder.chunks(block)
+        }
+        missing = [0] * len(blocks)
+        for chunk in chunks:
+            missing[chunk.block] += chunk.stop - chunk.start if chunk.number not in drawn else 0
+        first: list[int] = self._setup.ranks.gathered(missing)[0]
+        return first
 
     def _state(self, block: int) -> BlockState:
         limit = self._setup.settings.compared
@@ -113,7 +140,7 @@ class DrawingRun:
             observer.add(indices, block, images, torch.from_numpy(labels))
             if self._folder is not None and indices[0] == 0:
                 grid = picture_grid(images[:GRID_PICTURES].float() / 255, GRID_COLUMNS)
-                self._folder.save_picture(grid)
+                save_grid(self._folder.path, grid)
             bar.advance(len(indices))
 
     def _joined(self) -> tuple[Tally, FeatureSample]:

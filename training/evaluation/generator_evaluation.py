@@ -72,7 +72,12 @@ def _check(setup: Setup, plan: DrawingPlan) -> None:
     """Raise what is wrong before pictures are drawn for hours."""
     generator = generator_of(setup.bundle.manifest)
     plan_steps(plan.sampling, generator.num_tokens * generator.codebook_splits)
-    instruments = setup.instruments
+    instruments, ranks, blocks = setup.instruments, setup.ranks, setup.settings.blocks
+    require(
+        ranks.count <= blocks,
+        f"{ranks.count} processes cannot share {blocks} blocks of pictures; give --blocks {ranks.count} or a "
+        "multiple of it, or fewer processes",
+    )
     require(
         instruments.features is not None or instruments.judge is not None,
         "there is nothing to measure drawn pictures with; give features or a judge",

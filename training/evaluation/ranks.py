@@ -6,11 +6,15 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+# A process waits as long as the slowest one draws; one that dies breaks its connections at once.
+TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def evaluation_ranks() -> Iterator[Ranks]:
     if count == 1:
         yield Ranks()
         return
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", timeout=TIMEOUT)
     try:
         yield Ranks(dist.get_rank(), count)
     finally:

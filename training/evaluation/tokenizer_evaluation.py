@@ -15,7 +15,7 @@ from torch import Tensor
 from models.validation import require
 from training.batch import Batch
 from training.evaluation.bootstrap import Measure, estimates
-from training.evaluation.drawing_folder import GRID_FILE
+from training.evaluation.drawing_folder import save_grid
 from training.evaluation.feature_sample import FeatureSample
 from training.evaluation.measures import (
     PAIRS,
@@ -40,7 +40,7 @@ from training.evaluation.progress import PictureBar
 from training.evaluation.reconstruction_metrics import mae, mse, psnr, ssim
 from training.evaluation.report import Report, published_scores, size_warnings, usual_warnings
 from training.evaluation.setup import Setup
-from training.evaluation.shard_slice import numbered_batches
+from training.evaluation.shard_slice import RealPictures, ShardSlice
 from training.evaluation.tally import Tally
 from training.picture_grid import picture_grid
 
@@ -55,22 +55,21 @@ class _Seen:
     tally: Tally
     sides: dict[str, Observer]
     seconds: float = 0.0
+    skipped: int = 0
     grid: Tensor | None = None
 
 
-def evaluate_tokenizer(
-    setup: Setup, shards: str, *, limit: int | None = None, out: Path | None = None
-) -> Report:
-    """Measure reconstructions of the pictures of `shards`, all or the first `limit`.
+def evaluate_tokenizer(setup: Setup, pictures: RealPictures, *, out: Path | None = None) -> Report:
+    """Measure reconstructions of `pictures`.
 
     Every process takes each of its batches and gets the same report. `out` gets the report and a grid of
     originals above their reconstructions.
     """
     instruments, ranks = setup.instruments, setup.ranks
-    seen = _see(setup, shards, limit)
+    seen = _see(setup, pictures)
     tally = Tally(setup.settings.blocks)
     tally.merge(ranks.summed(seen.tally.sums()))
-    require(f"{REAL} count" in tally.sums(), f"{shards}: no labelled picture that can be decoded")
+    require(f"{REAL} count" in tally.sums(), f"{pictures.shards}: no labelled picture that can be decoded")
     samples = {side: gathered_sample(observer.sample, ranks) for side, observer in seen.sides.items()}
     if instruments.features is not None:
         add_manifolds(tally, samples[REAL].tensor(), samples[FAKE], setup.device)
@@ -81,20 +80,23 @@ def evaluate_tokenizer(
         kind="tokenizer",
         bundle=setup.bundle.ref,
         pictures=total,
-        settings=_described(setup, shards),
+        settings=_described(setup, pictures.shards),
         measures=estimates(tally.sums(), counts, measures, setup.settings.replicates),
-        costs={"seconds_per_image": sum(ranks.gathered(seen.seconds)) / total},
+        costs={
+            "seconds_per_image": sum(ranks.gathered(seen.seconds)) / total,
+            "skipped_samples": sum(ranks.gathered(seen.skipped)),
+        },
         warnings=tuple(_warnings(setup, tally, total)),
         published=published_scores("tokenizer"),
     )
     if ranks.first and out is not None:
         report.save(out)
         if seen.grid is not None:
-            picture_grid(seen.grid, len(seen.grid) // 2).save(out / GRID_FILE)
+            save_grid(out, picture_grid(seen.grid, len(seen.grid) // 2))
     return report
 
 
-def _see(setup: Setup, shards: str, limit: int | None) -> _Seen:
+def _see(setup: Setup, pictures: RealPictures) -> _Seen:
     settings, ranks = setup.settings, setup.ranks
     tally = Tally(settings.blocks)
     sides = {
@@ -102,11 +104,12 @@ def _see(setup: Setup, shards: str, limit: int | None) -> _Seen:
         for side in (REAL, FAKE)
     }
     seen = _Seen(tally, sides)
-    size = setup.bundle.manifest.image_size
+    own = ShardSlice(pictures, setup.bundle.manifest.image_size, settings.batch_size, ranks)
     with PictureBar("Reconstructing", None, shown=ranks.first) as bar:
-        for numbers, batch in numbered_batches(shards, size, settings.batch_size, ranks, limit):
+        for numbers, batch in own.batches():
             _look(setup, seen, numbers, batch)
             bar.advance(len(numbers))
+    seen.skipped = own.skipped
     return seen
 
 
