@@ -26,7 +26,7 @@ COMMANDS: dict[str, Entry | Group] = {
     "import": ("models.cli", "import_", "Make a bundle of published weights."),
     "inspect": ("models.cli", "inspect", "Say what a bundle holds, and check its files."),
     "train": ("training.cli", "train_app", "Train a tokenizer, a generator or a classifier."),
-    "data": ("training.data_cli", "data_app", "Make training shards from a folder, or draw a synthetic set."),
+    "data": ("training.data.cli", "data_app", "Make training shards from a folder, or draw a synthetic set."),
     "evaluate": ("training.evaluation.cli", "evaluate_app", "Measure the quality of a bundle."),
     "bench": (
         {

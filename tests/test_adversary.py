@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from training.adversary import Adversary, Lecam, adaptive_weight, discriminator_loss, generator_loss
-from training.loss_config import DiscriminatorConfig, TokenizerLossConfig
+from training.losses.adversary import Adversary, Lecam, adaptive_weight, discriminator_loss, generator_loss
+from training.losses.config import DiscriminatorConfig, TokenizerLossConfig
 
 SMALL = {
     "VQGAN+Discriminator": DiscriminatorConfig(hidden_channels=32, num_stages=1),

@@ -28,8 +28,9 @@ from models.networks import build_tokenizer
 from models.sampling_config import SamplingConfig
 from models.tokenizer import Tokenizer
 from tests.training_fixtures import picture_bytes, recipe_values, write_tar
-from training import cache_building
-from training.cache_building import (
+from training.cache import building as cache_building
+from training.cache.batches import cached_batches
+from training.cache.building import (
     BuildReport,
     build_cache,
     build_share,
@@ -37,18 +38,17 @@ from training.cache_building import (
     complete_cache,
     make_plan,
 )
-from training.cache_manifest import BUILD_PLAN, MANIFEST
-from training.cached_batches import cached_batches
-from training.data_cli import data_app
+from training.cache.manifest import BUILD_PLAN, MANIFEST
+from training.cache.part_builder import PartBuilder
+from training.cache.token_cache import TokenCache, open_cache
+from training.data.cli import data_app
+from training.data.pictures import decode
+from training.data.sources import find_shards
+from training.data.transforms import random_crop
 from training.frozen_tokenizer import groups_of, load_frozen_tokenizer
 from training.generator_loop import train_generator
-from training.part_builder import PartBuilder
-from training.pictures import decode
 from training.recipe import GeneratorRecipe
 from training.recipe_file import build_recipe
-from training.sources import find_shards
-from training.token_cache import TokenCache, open_cache
-from training.transforms import random_crop
 
 ROOT = Path(__file__).resolve().parents[1]
 PER_PART = 4
@@ -262,7 +262,7 @@ KILLED_BUILDS = """
 import json, os, signal, sys
 from pathlib import Path
 import torch
-from training import cache_building
+from training.cache import building as cache_building
 from training.recipe_file import build_recipe
 
 def killing(point):

@@ -10,8 +10,8 @@ import pytest
 from models.errors import ConfigError
 from tests.file_server import FileServer, serve_files
 from tests.training_fixtures import picture_bytes, write_shard
-from training.class_names import check_class_folders, read_class_names
-from training.data_config import DatasetConfig
+from training.data.class_names import check_class_folders, read_class_names
+from training.data.config import DatasetConfig
 
 
 def config(train: object, eval_shards: object = "v", **changes: Any) -> DatasetConfig:

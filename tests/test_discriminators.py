@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from models.errors import ConfigError
-from training.discriminators import BlurDownsample, build_discriminator
-from training.loss_config import DiscriminatorConfig
+from training.losses.config import DiscriminatorConfig
+from training.losses.discriminators import BlurDownsample, build_discriminator
 
 
 def test_the_blur_keeps_a_constant_picture_and_halves_it() -> None:

@@ -12,9 +12,9 @@ from PIL import Image
 
 from models.errors import ConfigError
 from tests.training_fixtures import picture_bytes, read_tar
-from training.folder import shards_from_folder, split_files
-from training.shards import Picture, new_data_set, write_shards
-from training.sources import read_samples
+from training.data.folder_import import shards_from_folder, split_files
+from training.data.shard_writer import Picture, new_data_set, write_shards
+from training.data.sources import read_samples
 
 COUNTS = {"ant": 20, "bee": 10, "cat": 5}
 

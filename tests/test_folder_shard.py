@@ -8,7 +8,7 @@ import pytest
 
 from models.errors import ConfigError
 from tests.training_fixtures import picture_bytes
-from training.folder_shard import FILES_PER_SHARD, folder_shards
+from training.data.folder_shard import FILES_PER_SHARD, folder_shards
 
 COUNTS = {"ant": 300, "bee": 0, "cat": 200}
 

@@ -17,9 +17,9 @@ from models.networks import build_generator
 from tests.training_fixtures import sample_files
 from tests.training_runs import TRAIN, assert_same, curve, numbers_of, recipe_of, scalars, write_data
 from training import generator_loop
-from training.batch import Batch
-from training.cache_building import build_cache
+from training.cache.building import build_cache
 from training.checkpoints import RunState
+from training.data.batch import Batch
 from training.frozen_tokenizer import groups_of, load_frozen_tokenizer
 from training.generator_loop import (
     backward_passes,

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import ConfigError
-from training.lanes import Entry, Lane, Layout, Position, starting_positions
-from training.sample import Sample
+from training.data.lanes import Entry, Lane, Layout, Position, starting_positions
+from training.data.sample import Sample
 
 START: Position = [0, 0, 0, 0]
 

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from models.quantizer import QuantizerLosses
 from tests.training_fixtures import recipe_values
-from training.adversary import Adversary
-from training.loss_config import DiscriminatorConfig, TokenizerLossConfig
-from training.losses import TokenizerLoss, entropy_annealing, tokenizer_loss
+from training.losses.adversary import Adversary
+from training.losses.config import DiscriminatorConfig, TokenizerLossConfig
+from training.losses.tokenizer_loss import TokenizerLoss, entropy_annealing, tokenizer_loss
 from training.recipe import TokenizerRecipe
 from training.recipe_file import build_recipe
 

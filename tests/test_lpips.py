@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.errors import CheckpointError
-from training.lpips import LAYERS, WIDTHS, Lpips, load_lpips, unit_length
+from training.losses.lpips import LAYERS, WIDTHS, Lpips, load_lpips, unit_length
 
 Weights = dict[str, Tensor]
 # Where torchvision's VGG16 keeps its convolutions, and after how many of them features are compared.

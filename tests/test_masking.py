@@ -5,8 +5,8 @@ import torch
 from models.errors import InputError
 from models.sampling_config import MASK_SCHEDULES
 from models.schedule import mask_ratio
-from training.loss_config import GeneratorLossConfig
-from training.masking import Masking, draw_masking, mask_ratios
+from training.losses.config import GeneratorLossConfig
+from training.losses.masking import Masking, draw_masking, mask_ratios
 
 CPU = torch.device("cpu")
 

@@ -26,16 +26,16 @@ from models.sampling_config import MASK_SCHEDULES, SamplingConfig
 from models.schedule import mask_ratio, plan_steps
 from models.tokenizer import ConvTokenizer
 from tests.golden_weights import make_weights
-from training.adversary import Adversary
 from training.ema import ema_decay
 from training.evaluation import codebook
 from training.evaluation.frechet import frechet_distance, moments_of
 from training.evaluation.inception_score import inception_score, score_terms
 from training.evaluation.reconstruction_metrics import mae, mse, psnr, ssim
-from training.loss_config import DiscriminatorConfig, TokenizerLossConfig
-from training.losses import TokenizerLoss, tokenizer_loss
+from training.losses.adversary import Adversary
+from training.losses.config import DiscriminatorConfig, TokenizerLossConfig
+from training.losses.token_loss import group_weights, token_loss
+from training.losses.tokenizer_loss import TokenizerLoss, tokenizer_loss
 from training.lr_schedule import cosine_with_minimum
-from training.token_loss import group_weights, token_loss
 
 GOLDEN = Path(os.environ.get("MASKBIT_GOLDEN_DIR") or Path(__file__).parent / "golden")
 CASES: dict[str, dict[str, Any]] = json.loads((GOLDEN / "cases.json").read_text())["cases"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from models.errors import ConfigError
 from tests.file_server import FileServer, serve_files
 from tests.training_fixtures import picture_bytes
-from training.parquet_shard import ROWS, ParquetShard, parquet_class_names
+from training.data.parquet_shard import ROWS, ParquetShard, parquet_class_names
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from models.errors import CheckpointError, ConfigError, RuntimeUnavailable
 from training.classifier import Classifier, load_classifier
-from training.loss_config import TokenizerLossConfig
-from training.lpips import LAYERS, Lpips
-from training.perceptual import ClassifierDistance, ImageNetDistance, load_perceptual
+from training.losses.config import TokenizerLossConfig
+from training.losses.lpips import LAYERS, Lpips
+from training.losses.perceptual import ClassifierDistance, ImageNetDistance, load_perceptual
 from training.recipe import ClassifierConfig
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

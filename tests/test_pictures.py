@@ -11,7 +11,7 @@ from PIL import Image
 
 from models.errors import InputError
 from tests.training_fixtures import picture_bytes, random_pixels
-from training.pictures import MAX_PIXELS, decode
+from training.data.pictures import MAX_PIXELS, decode
 
 
 def file_of(image: Image.Image, kind: str, **options: object) -> bytes:

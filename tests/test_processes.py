@@ -22,7 +22,7 @@ from tests.training_runs import (
     run_processes,
     write_data,
 )
-from training.cache_building import build_cache
+from training.cache.building import build_cache
 from training.checkpoints import checkpoint_files, load_checkpoint
 from training.config import LoopConfig
 from training.processes import merged, processes

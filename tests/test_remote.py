@@ -10,7 +10,7 @@ import pytest
 
 from models.errors import ConfigError
 from tests.file_server import FileServer, serve_files
-from training.remote import BUFFER_BYTES, HttpStream, beside, open_bytes, path_of
+from training.data.remote import BUFFER_BYTES, HttpStream, beside, open_bytes, path_of
 
 SIZE = 3 * BUFFER_BYTES + 17
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from models.errors import CheckpointError
+from tests.training_fixtures import recipe_values
 from tests.training_runs import (
     ADVERSARY,
     KINDS,
@@ -22,7 +24,7 @@ from tests.training_runs import (
     recipe_of,
     write_data,
 )
-from training.cache_building import build_cache
+from training.cache.building import build_cache
 from training.checkpoints import checkpoint_files, load_checkpoint
 from training.recipe_file import build_recipe, load_values
 
@@ -234,10 +236,6 @@ SAVE_EVERY, SAVES = 2, 2
 def test_a_run_killed_in_a_save_loses_no_more_than_its_steps_and_ends_as_an_undisturbed_one(
     data: Path, tmp_path: Path
 ) -> None:
-    import yaml
-
-    from tests.training_fixtures import recipe_values
-
     changes = {"experiment__save_every": SAVE_EVERY, "training__max_train_steps": WHOLE}
     changes["experiment__vqgan_checkpoint"] = str(data / "tokenizer.safetensors")  # type: ignore[assignment]
     values = recipe_values("generator", data, tmp_path, **changes)

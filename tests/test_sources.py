@@ -7,9 +7,9 @@ import pytest
 
 from models.errors import ConfigError
 from tests.training_fixtures import picture_bytes, sample_files, write_shard, write_tar
-from training.parquet_shard import ParquetShard
-from training.sources import expand, find_shards, read_samples
-from training.tar_shard import TarShard
+from training.data.parquet_shard import ParquetShard
+from training.data.sources import expand, find_shards, read_samples
+from training.data.tar_shard import TarShard
 
 
 @pytest.fixture(scope="module")

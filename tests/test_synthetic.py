@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.errors import ConfigError
-from training.data import evaluation_batches
-from training.sources import read_samples
-from training.synthetic import DRAWINGS, draw_picture, synthetic_shards
+from training.data.loading import evaluation_batches
+from training.data.sources import read_samples
+from training.data.synthetic import DRAWINGS, draw_picture, synthetic_shards
 
 Pictures = NDArray[np.float64]
 

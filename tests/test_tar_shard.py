@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from models.errors import ConfigError
 from tests.file_server import FileServer, serve_files
 from tests.training_fixtures import picture_bytes, sample_files, write_shard, write_tar
-from training.tar_file import MAX_NAME_BYTES
-from training.tar_shard import MAX_PICTURE_BYTES, TarShard, split_name
+from training.data.tar_file import MAX_NAME_BYTES
+from training.data.tar_shard import MAX_PICTURE_BYTES, TarShard, split_name
 
 COUNT = 11
 

@@ -1,3 +1,4 @@
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -6,7 +7,6 @@ from torch import nn
 
 from models.config import GeneratorConfig
 from models.networks import build_generator
-from training import throughput
 from training.throughput import Throughput, count_flops
 
 
@@ -15,7 +15,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr(throughput.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
 
     def batches(self, seconds: float, count: int) -> Iterator[int]:
         """Numbers that take `seconds` each to come."""

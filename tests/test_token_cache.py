@@ -22,7 +22,8 @@ from models.errors import ConfigError
 from models.networks import build_tokenizer
 from models.tokenizer import Tokenizer
 from models.validation import from_mapping
-from training.cache_manifest import (
+from training.cache.batches import CacheOrder, TokenBatch, cached_batches
+from training.cache.manifest import (
     BUILD_PLAN,
     CROP_SETTINGS,
     MANIFEST,
@@ -32,15 +33,14 @@ from training.cache_manifest import (
     cached_preprocessing,
     preprocessing_of,
 )
-from training.cached_batches import CacheOrder, TokenBatch, cached_batches
-from training.data_config import DatasetConfig
-from training.token_cache import (
+from training.cache.token_cache import (
     as_records,
     npy_bytes,
     open_cache,
     tokenizer_digest,
     unpack_groups,
 )
+from training.data.config import DatasetConfig
 
 TOKENIZER = TokenizerConfig(
     hidden_channels=8, channel_mult=(1, 2), num_resolutions=2, num_res_blocks=1, norm_groups=2, token_size=6

@@ -3,10 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from training.loss_config import TOKEN_LOSSES
-from training.token_loss import group_weights, token_loss
+from training.losses.config import TOKEN_LOSSES
+from training.losses.token_loss import group_weights, token_loss
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -30,12 +31,12 @@ def example() -> tuple[Tensor, Tensor, Tensor]:
     return torch.from_numpy(logits), torch.from_numpy(targets), torch.from_numpy(rng.random((4, 5, 3)) < 0.5)
 
 
-def dense(logits: Tensor, targets: Tensor, smoothing: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def dense(logits: Tensor, targets: Tensor, smoothing: float) -> NDArray[np.float64]:
     """Cross entropy of every group against its smoothed one-hot target, written out."""
     log_p = logits.numpy() - np.log(np.exp(logits.numpy()).sum(-1, keepdims=True))
     wanted = np.full(log_p.shape, smoothing / log_p.shape[-1])
     np.put_along_axis(wanted, targets.numpy()[..., None], 1 - smoothing + smoothing / log_p.shape[-1], -1)
-    each: np.ndarray[tuple[int, ...], np.dtype[np.float64]] = -(wanted * log_p).sum(-1)
+    each: NDArray[np.float64] = -(wanted * log_p).sum(-1)
     return each
 
 

@@ -10,7 +10,7 @@ from models.errors import ConfigError
 from models.tokenizer import ConvTokenizer
 from tests.training_fixtures import picture_bytes, recipe_values, write_tar
 from training.checkpoints import checkpoint_files, load_checkpoint
-from training.data import evaluation_batches
+from training.data.loading import evaluation_batches
 from training.recipe import TokenizerRecipe
 from training.recipe_file import build_recipe
 from training.tokenizer_flops import discriminator_flops, tokenizer_flops

@@ -12,9 +12,9 @@ from models.networks import build_tokenizer
 from tests.training_fixtures import recipe_values
 from training import bench as bench_module
 from training.bench import bench
+from training.data.synthetic import synthetic_shards
 from training.recipe import GeneratorRecipe
 from training.recipe_file import build_recipe
-from training.synthetic import synthetic_shards
 
 
 @pytest.fixture

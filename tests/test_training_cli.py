@@ -24,10 +24,11 @@ from tests.training_fixtures import recipe_values
 from tests.training_runs import assert_same, numbers_of
 from training.checkpoints import checkpoint_files, load_checkpoint
 from training.cli import train_app
-from training.data_cli import data_app
-from training.synthetic import synthetic_shards
+from training.data.cli import data_app
+from training.data.synthetic import synthetic_shards
 
 ROOT = Path(__file__).resolve().parents[1]
+STORED = ("--licence", "CC0-1.0", "--precision", "fp16")
 COMMANDS = {"tokenizer": "tokenizer", "generator": "generator", "classifier": "perceptual"}
 
 
@@ -89,7 +90,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if kind == "generator":
             arguments.append(f"experiment.vqgan_checkpoint={folder / 'tokenizer-bundle'}")
         if kind != "classifier":
-            arguments += ["--bundle", folder / f"{kind}-bundle", "--licence", "CC0-1.0", "--precision", "fp16"]
+            arguments += ["--bundle", folder / f"{kind}-bundle", *STORED]
         output = succeed(train_app, command, recipe, *arguments)
         written = folder / "runs" / kind if kind == "classifier" else folder / f"{kind}-bundle"
         assert output.splitlines()[-1] == str(written)

@@ -106,9 +106,9 @@ def test_a_wrong_value_is_named_with_what_is_allowed(changes: dict[str, Any], me
         ({"model__mlm_model__num_steps": 0}, "steps is 0"),
         ({"model__mlm_model__dropout": 1.0}, "dropout is 1.0"),
         ({"losses__mlm__label_smoothing": -0.1}, "losses.mlm.label_smoothing is -0.1"),
-        ({"losses__mlm__loss_on": "unmasked"}, "losses.mlm.loss_on is 'unmasked'; allowed are all, masked, w"),
+        ({"losses__mlm__loss_on": "unmasked"}, "loss_on is 'unmasked'; allowed are all, masked, weighted"),
         ({"losses__mlm__unmasked_weight": 2}, "losses.mlm.unmasked_weight is 2; allowed are 0 to 1"),
-        ({"training__decoder_only": True}, "training.decoder_only is True; training a generator makes no use"),
+        ({"training__decoder_only": True}, "decoder_only is True; training a generator makes no use"),
     ],
 )
 def test_a_wrong_value_of_a_generator_recipe_is_named(changes: dict[str, Any], message: str) -> None:

@@ -14,9 +14,9 @@ import torch
 from models.errors import ConfigError
 from tests.file_server import serve_files
 from tests.training_fixtures import key_of, picture_bytes, sample_files, write_shard, write_tar
-from training.batch import Batch, check_labels
-from training.data import evaluation_batches, own_parts, training_loader
-from training.data_config import DatasetConfig
+from training.data.batch import Batch, check_labels
+from training.data.config import DatasetConfig
+from training.data.loading import evaluation_batches, own_parts, training_loader
 
 # More loader processes than processor cores are no mistake here.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

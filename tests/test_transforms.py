@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from training.data_config import DatasetConfig
-from training.pictures import to_rgb
-from training.transforms import center_fit, crop_box, crop_source_side, random_crop
+from training.data.config import DatasetConfig
+from training.data.pictures import to_rgb
+from training.data.transforms import center_fit, crop_box, crop_source_side, random_crop
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -22,9 +22,9 @@ from models.published import tokenizer_config
 from tests.training_fixtures import MODELS, recipe_values
 from training.checkpoints import checkpoint_files, load_checkpoint
 from training.classifier_loop import train_classifier
+from training.data.synthetic import synthetic_shards
 from training.generator_loop import train_generator
 from training.recipe_file import build_recipe
-from training.synthetic import synthetic_shards
 from training.tokenizer_loop import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +43,7 @@ ADVERSARY: dict[str, Any] = {
 
 
 def write_data(folder: Path) -> Path:
-    """A folder of synthetic shards of 16 pixels and 3 classes, and `tokenizer.safetensors` of random weights."""
+    """Synthetic shards of 16 pixels and 3 classes, and `tokenizer.safetensors` of random weights."""
     synthetic_shards(folder, classes=3, per_class=12, val_per_class=4, image_size=16)
     torch.manual_seed(0)
     network = build_tokenizer(tokenizer_config(MODELS["tokenizer"]["vq_model"]))
@@ -83,9 +83,18 @@ def numbers_of(path: Path) -> dict[str, Any]:
 
 def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
     """Steps and values of a scalar that the run in `folder` wrote for TensorBoard."""
+    return [(event.step, event.value) for event in _events(folder).Scalars(name)]
+
+
+def scalar_names(folder: Path) -> list[str]:
+    """Names of all scalars that the run in `folder` wrote for TensorBoard."""
+    return list(_events(folder).Tags()["scalars"])
+
+
+def _events(folder: Path) -> EventAccumulator:
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
-    return [(event.step, event.value) for event in events.Scalars(name)]
+    return events
 
 
 def curve(folder: Path, name: str = "train/loss") -> list[float]:

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 from accelerate import Accelerator
 
-from training.batch import Batch
 from training.checkpoints import RunState
 from training.config import LoopConfig
-from training.data import evaluation_batches, training_loader
+from training.data.batch import Batch
+from training.data.loading import evaluation_batches, training_loader
 from training.recipe import Recipe
 
 EVALUATED_PICTURES = 2000

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from models.bench import hardware
 from models.tokenizer import Tokenizer
-from training.cache_building import build_cache
+from training.cache.building import build_cache
 from training.checkpoints import RunState
 from training.frozen_tokenizer import load_frozen_tokenizer
 from training.generator_loop import backward_passes, flops_of_step, start_state, training_batches

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from models.errors import CheckpointError
-from training.batch import Batch
+from training.data.batch import Batch
 from training.ema import Ema
 from training.optimization import pictures_per_step
 from training.processes import merged, total

@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from training.activation_checkpointing import recompute_activations
-from training.batch import Batch, check_labels
 from training.batches import evaluation_pictures, picture_batches
 from training.checkpoints import RunState, restore, save_checkpoint
 from training.classifier import Classifier
+from training.data.batch import Batch, check_labels
 from training.ema import Ema
 from training.optimization import learning_rate, make_optimizer, pictures_per_step, update
 from training.processes import processes

@@ -16,14 +16,15 @@ from models.networks import build_generator
 from models.sampler import sample
 from models.tokenizer import Tokenizer
 from training.activation_checkpointing import recompute_activations
-from training.batch import Batch, check_labels
 from training.batches import evaluation_pictures, next_batch, picture_batches, repeated
-from training.cached_batches import TokenBatch, cached_batches
+from training.cache.batches import TokenBatch, cached_batches
 from training.checkpoints import RunState, restore, save_checkpoint
+from training.data.batch import Batch, check_labels
 from training.ema import Ema
 from training.frozen_tokenizer import groups_of, load_frozen_tokenizer
 from training.initial_weights import load_initial_weights
-from training.masking import Masking, draw_masking
+from training.losses.masking import Masking, draw_masking
+from training.losses.token_loss import TokenLoss, token_loss
 from training.optimization import learning_rate, make_optimizer, pictures_per_step, update
 from training.processes import processes
 from training.randomness import mask_noise, seed_networks
@@ -32,7 +33,6 @@ from training.run_folder import claim_folder
 from training.run_log import RunLog
 from training.sharding import bare
 from training.throughput import count_flops
-from training.token_loss import TokenLoss, token_loss
 
 SAMPLE_COLUMNS = 8
 EVALUATION_BATCH = 32

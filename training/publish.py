@@ -21,12 +21,12 @@ from models.checkpoint import read_weights
 from models.generator import Generator
 from models.sampling_config import SamplingConfig
 from models.tokenizer import Tokenizer
-from training.class_names import read_class_names
+from training.data.class_names import read_class_names
+from training.data.remote import path_of
+from training.data.sources import SEPARATOR
 from training.frozen_tokenizer import tokenizer_weights
 from training.processes import process_count
 from training.recipe import GeneratorRecipe, Recipe, TokenizerRecipe
-from training.remote import path_of
-from training.sources import SEPARATOR
 
 UNSTATED_LICENCE = "not stated"
 

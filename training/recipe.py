@@ -10,8 +10,8 @@ from models.config import GeneratorConfig, TokenizerConfig
 from models.sampling_config import SamplingConfig
 from models.validation import require, require_positive
 from training.config import ExperimentConfig, LoopConfig, OptimizerConfig, SchedulerConfig
-from training.data_config import DatasetConfig
-from training.loss_config import DiscriminatorConfig, GeneratorLossConfig, TokenizerLossConfig
+from training.data.config import DatasetConfig
+from training.losses.config import DiscriminatorConfig, GeneratorLossConfig, TokenizerLossConfig
 
 
 @dataclass(frozen=True)

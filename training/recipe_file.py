@@ -17,8 +17,8 @@ from models.published import generator_config, split_mlm_model, tokenizer_config
 from models.sampling_config import SamplingConfig
 from models.validation import from_mapping
 from training.config import ExperimentConfig, LoopConfig, OptimizerConfig, SchedulerConfig
-from training.data_config import DatasetConfig
-from training.loss_config import DiscriminatorConfig, GeneratorLossConfig, TokenizerLossConfig
+from training.data.config import DatasetConfig
+from training.losses.config import DiscriminatorConfig, GeneratorLossConfig, TokenizerLossConfig
 from training.recipe import ClassifierConfig, ClassifierRecipe, GeneratorRecipe, Recipe, TokenizerRecipe
 
 T = TypeVar("T")

@@ -10,14 +10,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from models.tokenizer import ConvTokenizer
-from training.batch import Batch
 from training.batches import evaluation_pictures, picture_batches
 from training.checkpoints import RunState, restore, save_checkpoint
+from training.data.batch import Batch
 from training.evaluation.reconstruction_metrics import psnr
-from training.losses import entropy_annealing, tokenizer_loss
+from training.losses.perceptual import load_perceptual
+from training.losses.tokenizer_loss import entropy_annealing, tokenizer_loss
 from training.lr_schedule import cosine_with_minimum
 from training.optimization import learning_rate, pictures_per_step, update
-from training.perceptual import load_perceptual
 from training.processes import processes
 from training.recipe import TokenizerRecipe
 from training.run_folder import claim_folder

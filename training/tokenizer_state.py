@@ -14,10 +14,10 @@ from models.runtime.torch_runtime import full_precision
 from models.tokenizer import ConvTokenizer
 from models.validation import require
 from training.activation_checkpointing import recompute_activations
-from training.adversary import Adversary
 from training.checkpoints import RunState
 from training.ema import Ema
 from training.initial_weights import load_initial_weights
+from training.losses.adversary import Adversary
 from training.optimization import make_optimizer
 from training.recipe import TokenizerRecipe
 from training.sharding import bare

@@ -190,7 +190,7 @@ def _instruments(
     from training.evaluation.feature_network import open_features
     from training.evaluation.judge import Judge
     from training.evaluation.observer import Instruments
-    from training.lpips import load_lpips
+    from training.losses.lpips import load_lpips
 
     place = choose_device(device)
     return Instruments(

@@ -16,7 +16,7 @@ from training.evaluation.inception_score import score_terms
 from training.evaluation.judge import Judge
 from training.evaluation.ranks import Ranks
 from training.evaluation.tally import Tally
-from training.lpips import Lpips
+from training.losses.lpips import Lpips
 
 REAL, FAKE = "real", "fake"  # the sides; reconstructions are fake too
 

@@ -9,10 +9,10 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from training.batch import Batch, to_batch
-from training.data import fitted_picture
+from training.data.batch import Batch, to_batch
+from training.data.loading import fitted_picture
+from training.data.sources import IMAGE_COLUMN, LABEL_COLUMN, all_samples
 from training.evaluation.ranks import Ranks
-from training.sources import IMAGE_COLUMN, LABEL_COLUMN, all_samples
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.validation import require
-from training.batch import Batch
+from training.data.batch import Batch
 from training.evaluation.bootstrap import Measure, estimates
 from training.evaluation.drawing_folder import save_grid
 from training.evaluation.feature_sample import FeatureSample

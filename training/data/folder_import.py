@@ -16,10 +16,10 @@ from PIL import Image
 from rich.progress import track
 
 from models.validation import require
-from training.class_folders import class_folders, files_below
-from training.pictures import FORMATS, to_rgb
-from training.shards import Picture, new_data_set, write_shards
-from training.transforms import center_fit
+from training.data.class_folders import class_folders, files_below
+from training.data.pictures import FORMATS, to_rgb
+from training.data.shard_writer import Picture, new_data_set, write_shards
+from training.data.transforms import center_fit
 
 KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # formats that go into shards byte by byte
 QUALITY = 95  # of pictures that must be encoded anew

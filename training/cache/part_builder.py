@@ -19,12 +19,12 @@ from models.errors import InputError
 from models.runtime.torch_runtime import full_precision
 from models.tokenizer import Tokenizer
 from models.validation import require
-from training.cache_manifest import CachePlan
-from training.data_config import DatasetConfig
-from training.pictures import decode
-from training.sample import Sample, Shard, log_skipped
-from training.token_cache import Records, as_records
-from training.transforms import crop_source_side, random_crop
+from training.cache.manifest import CachePlan
+from training.cache.token_cache import Records, as_records
+from training.data.config import DatasetConfig
+from training.data.pictures import decode
+from training.data.sample import Sample, Shard, log_skipped
+from training.data.transforms import crop_source_side, random_crop
 
 T = TypeVar("T")
 R = TypeVar("R")

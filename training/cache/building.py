@@ -25,7 +25,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from models.errors import ConfigError
 from models.tokenizer import Tokenizer
 from models.validation import from_mapping, require
-from training.cache_manifest import (
+from training.cache.manifest import (
     BUILD_PLAN,
     CROP_SETTINGS,
     MANIFEST,
@@ -34,13 +34,13 @@ from training.cache_manifest import (
     Part,
     as_json,
 )
+from training.cache.part_builder import PartBuilder
+from training.cache.token_cache import npy_bytes, read_manifest, tokenizer_digest
+from training.data.sample import Shard
+from training.data.sources import find_shards
 from training.frozen_tokenizer import load_frozen_tokenizer
-from training.part_builder import PartBuilder
 from training.processes import processes
 from training.recipe import GeneratorRecipe
-from training.sample import Shard
-from training.sources import find_shards
-from training.token_cache import npy_bytes, read_manifest, tokenizer_digest
 from training.whole_file import write_whole
 
 SAMPLES_PER_PART = 2048

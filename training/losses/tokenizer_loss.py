@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.quantizer import QuantizerLosses
-from training.adversary import Adversary
-from training.loss_config import TokenizerLossConfig
+from training.losses.adversary import Adversary
+from training.losses.config import TokenizerLossConfig
 from training.recipe import TokenizerRecipe
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]

@@ -10,11 +10,11 @@ from braceexpand import braceexpand
 
 from models.errors import ConfigError
 from models.validation import require
-from training.folder_shard import folder_shards
-from training.parquet_shard import ParquetShard
-from training.remote import is_http, is_url, path_of, unreadable
-from training.sample import Sample, Shard, log_skipped
-from training.tar_shard import TarShard
+from training.data.folder_shard import folder_shards
+from training.data.parquet_shard import ParquetShard
+from training.data.remote import is_http, is_url, path_of, unreadable
+from training.data.sample import Sample, Shard, log_skipped
+from training.data.tar_shard import TarShard
 
 IMAGE_COLUMN, LABEL_COLUMN = "image", "label"
 SEPARATOR = "::"

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from PIL import Image, ImageOps
 
-from training.data_config import DatasetConfig
+from training.data.config import DatasetConfig
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 ATTEMPTS = 10  # random boxes tried before the centre is taken

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from models.validation import require
-from training.shards import Picture, new_data_set, write_shards
+from training.data.shard_writer import Picture, new_data_set, write_shards
 
 OVERSAMPLING = 4  # pictures are drawn so much larger and then reduced, which smooths their edges
 SAMPLES_PER_SHARD = 2000

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from models.bits import Indices
 from models.config import GeneratorConfig
-from training.data_config import DatasetConfig
-from training.token_cache import TokenCache, check_fits, open_cache, unpack_groups
+from training.cache.token_cache import TokenCache, check_fits, open_cache, unpack_groups
+from training.data.config import DatasetConfig
 
 if TYPE_CHECKING:
     from models.tokenizer import Tokenizer

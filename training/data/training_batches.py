@@ -10,12 +10,12 @@ from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from models.errors import ConfigError, InputError
-from training.batch import Batch, to_batch
-from training.data_config import DatasetConfig
-from training.lanes import Lane, Layout, Position
-from training.pictures import decode
-from training.sample import log_skipped
-from training.transforms import crop_source_side, random_crop
+from training.data.batch import Batch, to_batch
+from training.data.config import DatasetConfig
+from training.data.lanes import Lane, Layout, Position
+from training.data.pictures import decode
+from training.data.sample import log_skipped
+from training.data.transforms import crop_source_side, random_crop
 
 MAX_SKIPPED = 1000  # samples in a row, after which the data set is held to be broken
 

@@ -13,15 +13,15 @@ from torch.utils.data import DataLoader
 
 from models.errors import ConfigError, InputError
 from models.validation import require
-from training.batch import Batch, to_batch
-from training.class_names import check_class_folders
-from training.data_config import DatasetConfig
-from training.lanes import Layout, starting_positions
-from training.pictures import decode
-from training.sample import Sample, log_skipped
-from training.sources import IMAGE_COLUMN, LABEL_COLUMN, all_samples, find_shards
-from training.training_batches import TrainingBatches
-from training.transforms import center_fit
+from training.data.batch import Batch, to_batch
+from training.data.class_names import check_class_folders
+from training.data.config import DatasetConfig
+from training.data.lanes import Layout, starting_positions
+from training.data.pictures import decode
+from training.data.sample import Sample, log_skipped
+from training.data.sources import IMAGE_COLUMN, LABEL_COLUMN, all_samples, find_shards
+from training.data.training_batches import TrainingBatches
+from training.data.transforms import center_fit
 
 log = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from models.errors import ConfigError
 from models.validation import require
-from training.class_folders import class_folders
-from training.data_config import DatasetConfig
-from training.parquet_shard import parquet_class_names
-from training.remote import beside, open_bytes, path_of
-from training.sources import expand, is_folder
+from training.data.class_folders import class_folders
+from training.data.config import DatasetConfig
+from training.data.parquet_shard import parquet_class_names
+from training.data.remote import beside, open_bytes, path_of
+from training.data.sources import expand, is_folder
 
 FILE = "classes.json"
 FORM = 'class names are read from a JSON object {"0": name, "1": name, ...}'

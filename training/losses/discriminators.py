@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import Conv2dSame, same_padding
-from training.loss_config import NORM_GROUPS, DiscriminatorConfig
+from training.losses.config import NORM_GROUPS, DiscriminatorConfig
 
 POOLED_SIZE = 16  # logits along each side of VQGAN+'s map
 INITIAL_STD = 0.02

@@ -29,7 +29,7 @@ def folder(
     seed: Annotated[int, typer.Option(help="Seed of split and order.")] = 0,
 ) -> None:
     """Turn a folder of pictures into train and validation shards."""
-    from training.folder import shards_from_folder
+    from training.data.folder_import import shards_from_folder
 
     report = shards_from_folder(
         source,
@@ -55,7 +55,7 @@ def synthetic(
     seed: Annotated[int, typer.Option(min=0, help="Seed of all pictures.")] = 0,
 ) -> None:
     """Draw a small labelled data set: balloons, boats, fish, flowers, hearts, houses, …"""
-    from training.synthetic import synthetic_shards
+    from training.data.synthetic import synthetic_shards
 
     names = synthetic_shards(
         out,
@@ -84,7 +84,7 @@ def cache(
 
     For several GPUs or nodes: accelerate launch -m maskbit_cli data cache …
     """
-    from training.cache_building import build_cache
+    from training.cache.building import build_cache
     from training.recipe import GeneratorRecipe
     from training.recipe_file import build_recipe, load_values
 

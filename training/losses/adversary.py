@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from training.discriminators import build_discriminator
-from training.loss_config import DiscriminatorConfig, TokenizerLossConfig
+from training.losses.config import DiscriminatorConfig, TokenizerLossConfig
+from training.losses.discriminators import build_discriminator
 
 LECAM_DECAY = 0.999
 MAX_ADAPTIVE_WEIGHT = 1e4

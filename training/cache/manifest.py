@@ -14,7 +14,7 @@ from models.errors import ConfigError
 from models.validation import from_mapping, require, require_positive
 
 if TYPE_CHECKING:
-    from training.data_config import DatasetConfig
+    from training.data.config import DatasetConfig
 
 FORMAT_VERSION = 1
 MANIFEST = "cache.json"

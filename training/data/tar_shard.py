@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from models.errors import ConfigError
-from training.remote import open_bytes, unreadable
-from training.sample import Sample
-from training.tar_file import Member, tar_members
+from training.data.remote import open_bytes, unreadable
+from training.data.sample import Sample
+from training.data.tar_file import Member, tar_members
 
 PICTURES = ("webp", "jpg", "jpeg", "png")
 LABEL = "cls"

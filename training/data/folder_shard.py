@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.validation import require
-from training.class_folders import class_folders, files_below
-from training.remote import unreadable
-from training.sample import Sample
+from training.data.class_folders import class_folders, files_below
+from training.data.remote import unreadable
+from training.data.sample import Sample
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 FILES_PER_SHARD = 256

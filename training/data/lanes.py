@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from models.errors import ConfigError
-from training.sample import Sample, Shard
+from training.data.sample import Sample, Shard
 
 SHARDS, BLOCK, CROP = range(3)  # one kind of randomness each
 EMPTY_EPOCHS = 100

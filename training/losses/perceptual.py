@@ -14,8 +14,8 @@ from models.checkpoint import load_into, read_weights
 from models.errors import RuntimeUnavailable
 from models.validation import require
 from training.classifier import Classifier, load_classifier
-from training.loss_config import TokenizerLossConfig
-from training.lpips import load_lpips, lpips_of, unit_length
+from training.losses.config import TokenizerLossConfig
+from training.losses.lpips import load_lpips, lpips_of, unit_length
 
 IMAGENET_SIZE = 224
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

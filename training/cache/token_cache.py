@@ -21,7 +21,7 @@ from models.bits import Indices, pack
 from models.bundle import file_digest
 from models.errors import ConfigError
 from models.validation import require
-from training.cache_manifest import (
+from training.cache.manifest import (
     BUILD_PLAN,
     MANIFEST,
     CacheManifest,
@@ -30,7 +30,7 @@ from training.cache_manifest import (
     cached_preprocessing,
     preprocessing_of,
 )
-from training.data_config import DatasetConfig
+from training.data.config import DatasetConfig
 
 if TYPE_CHECKING:
     from models.config import GeneratorConfig

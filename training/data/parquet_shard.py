@@ -12,8 +12,8 @@ from typing import Any
 
 from models.errors import ConfigError
 from models.validation import require
-from training.remote import is_http, is_url, open_bytes, unreadable
-from training.sample import Sample
+from training.data.remote import is_http, is_url, open_bytes, unreadable
+from training.data.sample import Sample
 
 ROWS = 32  # decoded at a time
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from models.errors import InputError
-from training.loss_config import GeneratorLossConfig
-from training.token_loss import group_weights
+from training.losses.config import GeneratorLossConfig
+from training.losses.token_loss import group_weights
 
 
 def mask_ratios(uniforms: Tensor, schedule: str) -> Tensor:
