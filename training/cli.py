@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from training.cli_options import Overrides, RecipeArgument
+
 if TYPE_CHECKING:
     from models.bundle import Bundle
     from training.recipe import Recipe
@@ -24,10 +26,6 @@ class Precision(StrEnum):
     FP16 = "fp16"
 
 
-RecipeArgument = Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that is included.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as training.max_train_steps=500.")
-]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")]
 BundleOut = Annotated[Path | None, typer.Option("--bundle", help="Write the trained bundle to this folder.")]
 Licence = Annotated[str, typer.Option(help="Licence of the weights, as the bundle will state it.")]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from training.cli import Overrides, RecipeArgument
+from training.cli_options import Overrides, RecipeArgument
 
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
