@@ -169,7 +169,7 @@ def test_a_run_goes_on_where_the_recipe_or_the_option_says_so(
 
 def test_help_answers_without_heavy_libraries() -> None:
     code = (
-        "import sys, training.cli, training.data_cli;"
+        "import sys, training.cli, training.data.cli;"
         "print([m for m in ('torch', 'accelerate', 'numpy') if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip() == "[]"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,9 +27,9 @@ from training.config import LoopConfig
 # The other processes wait while the main one evaluates, draws samples and writes a checkpoint.
 PATIENCE = timedelta(hours=3)
 
-# Groups of processes of finished runs. The last reference to one must not go while DDP is taken down: PyTorch
-# then waits, holding Python's lock, for a thread of gloo that may need that lock to let go of a tensor.
-_finished: list[dist.ProcessGroup] = []
+# Seconds in which a thread of gloo lets go of the tensors of the last barrier. It needs Python's lock for that,
+# which PyTorch holds as it waits for the thread to end: without a pause, some runs never end, or abort.
+PAUSE_S = 0.3
 
 
 @contextmanager
@@ -57,8 +58,8 @@ def processes(loop: LoopConfig) -> Iterator[Accelerator]:
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             yield accelerator
     finally:
-        if dist.is_initialized() and dist.group.WORLD is not None:
-            _finished.append(dist.group.WORLD)
+        if dist.is_initialized():
+            time.sleep(PAUSE_S)
         accelerator.end_training()
         # accelerate keeps its settings for the whole process; a second run here may want others.
         AcceleratorState._reset_state(reset_partial_state=True)
