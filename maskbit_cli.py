@@ -25,8 +25,8 @@ COMMANDS: dict[str, Entry | Group] = {
     "detokenize": ("models.cli", "detokenize", "Turn bit tokens into a picture, without a server."),
     "import": ("models.cli", "import_", "Make a bundle of published weights."),
     "inspect": ("models.cli", "inspect", "Say what a bundle holds, and check its files."),
-    "train": ("training.cli", "train_app", "Train a tokenizer, a generator or a classifier."),
-    "data": ("training.data.cli", "data_app", "Make training shards from a folder, or draw a synthetic set."),
+    "train": ("training.cli", "train_app", "Train a tokenizer, a generator or a perceptual network."),
+    "data": ("training.data.cli", "data_app", "Make shards of pictures, or a cache of their tokens."),
     "evaluate": ("training.evaluation.cli", "evaluate_app", "Measure the quality of a bundle."),
     "bench": (
         {

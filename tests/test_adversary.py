@@ -1,4 +1,5 @@
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from training.losses.adversary import Adversary, Lecam, adaptive_weight, discriminator_loss, generator_loss
 from training.losses.config import DiscriminatorConfig, TokenizerLossConfig
+from training.processes import PAUSE_S
 
 SMALL = {
     "VQGAN+Discriminator": DiscriminatorConfig(hidden_channels=32, num_stages=1),
@@ -140,6 +142,8 @@ def run_rank(rank: int, world: int, folder: str) -> None:
             adversary(name, lecam_regularization_weight=1.0), broadcast_buffers=False
         )
         torch.save(two_updates(network, rank, world), f"{folder}/{name}-{rank}.pt")
+        del network
+    time.sleep(PAUSE_S)  # as at the end of a run
     dist.destroy_process_group()
 
 

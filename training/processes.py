@@ -27,7 +27,7 @@ from training.config import LoopConfig
 # The other processes wait while the main one evaluates, draws samples and writes a checkpoint.
 PATIENCE = timedelta(hours=3)
 
-# Seconds in which a thread of gloo lets go of the tensors of the last barrier. It needs Python's lock for that,
+# Seconds in which a thread of gloo lets go of the tensors of the last barrier. It needs Python's lock for it,
 # which PyTorch holds as it waits for the thread to end: without a pause, some runs never end, or abort.
 PAUSE_S = 0.3
 
