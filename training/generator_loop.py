@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from models.bits import join_groups
 from models.bundle import GENERATOR_WEIGHTS
 from models.generator import Generator
 from models.networks import build_generator
@@ -194,7 +195,7 @@ def guess(
 
 
 def mean_loss(losses: list[TokenLoss]) -> TokenLoss:
-    """Mean of the losses of equally large batches."""
+    """Mean of the losses of the equally large batches of one step."""
     names = [field.name for field in fields(TokenLoss)]
     return TokenLoss(*(torch.stack([getattr(loss, name) for loss in losses]).mean() for name in names))
 
@@ -239,6 +240,5 @@ def draw_classes(
     config = recipe.model
     labels = torch.arange(min(config.nclass, recipe.training.num_generated_images), device=device)
     groups = sample(network, config, recipe.sampling, labels, seeds=labels.tolist())
-    shifts = torch.arange(config.codebook_splits, device=device) * config.group_bits
-    indices = (groups << shifts).sum(-1).view(-1, config.grid, config.grid)
-    return tokenizer.decode_indices(indices)
+    indices = torch.from_numpy(join_groups(groups.cpu().numpy(), config.bits)).to(device)
+    return tokenizer.decode_indices(indices.view(-1, config.grid, config.grid))
