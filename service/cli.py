@@ -72,7 +72,7 @@ def gateway(
 ) -> None:
     """Start the HTTP gateway alone; it needs a Redis and, to answer, workers."""
     settings = _settings(host=host, port=port, bundle=bundle, redis_url=redis_url)
-    from service.gateway import run_gateway
+    from service.gateway.app import run_gateway
     from service.parent import end_with_parent
 
     end_with_parent()
@@ -89,7 +89,7 @@ def worker(
     """Start a worker alone; it needs a Redis."""
     settings = _settings(bundle=bundle, runtime=runtime, device=device, slots=slots, redis_url=redis_url)
     from service.parent import end_with_parent
-    from service.worker_process import run_worker
+    from service.worker.process import run_worker
 
     end_with_parent()
     run_worker(settings)

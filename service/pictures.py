@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from models.runtime.base import Integers, Pixels
-from service.payloads import TokenGrids
+from service.jobs.payloads import TokenGrids
 
 PNG_COMPRESSION = 4  # of 9; below Pillow's 6, to spare the worker's processor
 LOSSY_QUALITY = 92

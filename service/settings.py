@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.job import QueueLimits
+from service.jobs.job import QueueLimits
 
 MIB = 1 << 20
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 from models.bundle import open_bundle
 from service.errors import Unavailable
+from service.jobs.redis_server import RedisServer
 from service.parent import SUPERVISED
-from service.redis_server import RedisServer
 from service.settings import Settings
 
 log = logging.getLogger(__name__)

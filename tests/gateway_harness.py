@@ -17,12 +17,12 @@ from fastapi import FastAPI
 from PIL import Image
 
 from models.bundle import Bundle
-from service.consumer import Consumer
-from service.gateway import create_app
-from service.http_server import GatewayServer, listen, make_server
-from service.job import ClaimedJob
-from service.keys import Keys
-from service.payloads import DetokenizeJob, GenerateJob, Pictures, TokenGrids, TokenizeJob
+from service.gateway.app import create_app
+from service.gateway.http_server import GatewayServer, listen, make_server
+from service.jobs.consumer import Consumer
+from service.jobs.job import ClaimedJob
+from service.jobs.keys import Keys
+from service.jobs.payloads import DetokenizeJob, GenerateJob, Pictures, TokenGrids, TokenizeJob
 from service.settings import Settings
 
 

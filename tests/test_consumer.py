@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from service.consumer import Consumer
-from service.job import ClaimedJob, JobView, NewJob, QueueLimits
-from service.jobs import JobStore
-from service.keys import GROUP, Keys
-from service.redis_server import RedisServer
+from service.jobs.consumer import Consumer
+from service.jobs.job import ClaimedJob, JobView, NewJob, QueueLimits
+from service.jobs.keys import GROUP, Keys
+from service.jobs.redis_server import RedisServer
+from service.jobs.store import JobStore
 
 pytest_plugins = ["tests.redis_fixtures"]
 

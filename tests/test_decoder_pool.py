@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from service import uploads
-from service.decoder_pool import DecoderPool, Pixels
 from service.errors import InvalidRequest, PayloadTooLarge, ServiceError, Unavailable
+from service.gateway import uploads
+from service.gateway.decoder_pool import DecoderPool, Pixels
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
@@ -362,8 +362,8 @@ def test_a_child_knows_no_secrets_and_can_leave_no_core_and_no_files(
 def test_children_end_when_their_parent_is_killed() -> None:
     script = """
 import asyncio, os
-from service import uploads
-from service.decoder_pool import DecoderPool
+from service.gateway import uploads
+from service.gateway.decoder_pool import DecoderPool
 async def scene():
     decoders = DecoderPool(workers=2)
     await decoders.start()

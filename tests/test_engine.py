@@ -10,11 +10,11 @@ from models.errors import MaskBitError
 from models.runtime.base import Integers, Pixels, StepBatch, StepResult
 from models.runtime.noop_runtime import NoopRuntime
 from models.sampling_config import SamplingConfig
-from service.engine import CODEC_IMAGES, Engine
-from service.payloads import DetokenizeJob, GenerateJob, TokenizeJob
-from service.scheduler import Row
-from service.task import Task
+from service.jobs.payloads import DetokenizeJob, GenerateJob, TokenizeJob
 from service.telemetry import WorkerMetrics
+from service.worker.engine import CODEC_IMAGES, Engine
+from service.worker.scheduler import Row
+from service.worker.task import Task
 
 TOKENIZER = TokenizerConfig(
     hidden_channels=8, channel_mult=(1, 2), num_resolutions=2, num_res_blocks=1, norm_groups=4, token_size=6

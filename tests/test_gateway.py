@@ -21,14 +21,14 @@ from redis import Redis
 
 from models.bundle import Bundle
 from models.errors import ConfigError
-from service.answers import InfoAnswer, JobAnswer, PicturesAnswer, TokensAnswer, TokensListAnswer
-from service.consumer import Consumer
 from service.errors import Unavailable
-from service.gateway import create_app
-from service.http_server import listen
-from service.job import ClaimedJob
-from service.payloads import GenerateJob
-from service.redis_server import RedisServer
+from service.gateway.answers import InfoAnswer, JobAnswer, PicturesAnswer, TokensAnswer, TokensListAnswer
+from service.gateway.app import create_app
+from service.gateway.http_server import listen
+from service.jobs.consumer import Consumer
+from service.jobs.job import ClaimedJob
+from service.jobs.payloads import GenerateJob
+from service.jobs.redis_server import RedisServer
 from service.settings import Settings
 from tests.gateway_harness import FakeWorker, Gateway, finish, gateway_running, until
 
@@ -679,7 +679,7 @@ def test_an_internal_error_shows_nothing_but_its_request_id(
     def broken(*args: object) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr("service.routes_about.ClassesAnswer", broken)
+    monkeypatch.setattr("service.gateway.routes.about.ClassesAnswer", broken)
     response = gateway.client.get("/classes", headers={"X-Request-ID": "abc-1"})
     error = error_of(response, 500)
     assert (error["code"], error["request_id"]) == ("internal", "abc-1")
@@ -756,7 +756,7 @@ def test_metrics_count_requests_jobs_and_queues_by_template(gateway: Gateway, wo
 
 
 def test_the_gateway_imports_no_torch() -> None:
-    code = "import sys, service.gateway; sys.exit(bool({'torch', 'safetensors'} & set(sys.modules)))"
+    code = "import sys, service.gateway.app; sys.exit(bool({'torch', 'safetensors'} & set(sys.modules)))"
     root = Path(__file__).resolve().parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=60, check=False).returncode == 0
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from service.consumer import Consumer
 from service.errors import (
     IdempotencyConflict,
     NotFound,
@@ -21,10 +20,11 @@ from service.errors import (
     TenantLimit,
     Unavailable,
 )
-from service.job import TERMINAL, NewJob, QueueLimits
-from service.jobs import JobStore
-from service.keys import GROUP, Keys
-from service.redis_server import RedisServer
+from service.jobs.consumer import Consumer
+from service.jobs.job import TERMINAL, NewJob, QueueLimits
+from service.jobs.keys import GROUP, Keys
+from service.jobs.redis_server import RedisServer
+from service.jobs.store import JobStore
 
 pytest_plugins = ["tests.redis_fixtures"]
 pytestmark = pytest.mark.anyio
@@ -368,7 +368,7 @@ async def test_a_job_that_is_just_being_submitted_does_not_count_as_lost(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("service.jobs._TICK_S", 0.0)
+    monkeypatch.setattr("service.jobs.store._TICK_S", 0.0)
     store = await opened()
 
     async def client() -> None:

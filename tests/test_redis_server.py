@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from service.consumer import Consumer
 from service.errors import Unavailable
-from service.job import NewJob, QueueLimits
-from service.jobs import JobStore
-from service.keys import Keys
-from service.redis_server import RedisServer, check_settings, find_executable
+from service.jobs.consumer import Consumer
+from service.jobs.job import NewJob, QueueLimits
+from service.jobs.keys import Keys
+from service.jobs.redis_server import RedisServer, check_settings, find_executable
+from service.jobs.store import JobStore
 
 pytest_plugins = ["tests.redis_fixtures"]
 
@@ -85,7 +85,7 @@ def test_a_server_that_outlived_its_killed_parent_is_replaced(redis_executable: 
         import sys, time
         from pathlib import Path
         from redis import Redis
-        from service.redis_server import RedisServer
+        from service.jobs.redis_server import RedisServer
         server = RedisServer(Path(sys.argv[1]), sys.argv[2])
         server.start()
         Redis.from_url(server.url).set("kept", "yes")

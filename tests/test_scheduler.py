@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.schedule import StepPlan
-from service.scheduler import Row, SlotTable
+from service.worker.scheduler import Row, SlotTable
 
 PLAN = StepPlan(guidance_scale=0.0, temperature=1.0, noise_temperature=0.0, mask_count=0)
 

@@ -14,11 +14,10 @@ from models.errors import InputError
 from models.sampling_config import SamplingConfig
 from models.validation import from_mapping
 from service.errors import InvalidRequest
-from service.npy import read_npy, write_npy
-from service.offer import Offer
-from service.payloads import GenerateJob
-from service.refusals import shorten
-from service.schemas import (
+from service.gateway.npy import read_npy, write_npy
+from service.gateway.offer import Offer
+from service.gateway.refusals import shorten
+from service.gateway.schemas import (
     DETOKENIZE,
     GENERATE,
     ORDER,
@@ -28,6 +27,7 @@ from service.schemas import (
     TokenizeOrder,
     parse,
 )
+from service.jobs.payloads import GenerateJob
 from service.settings import Settings
 
 MAX_SEED = 2**63 - 1

@@ -21,7 +21,7 @@ from models.bundle import open_bundle
 from models.drawing import draw
 from models.runtime.torch_runtime import TorchRuntime
 from service.bench import free_port
-from service.redis_server import RedisServer
+from service.jobs.redis_server import RedisServer
 from tests.gateway_harness import until
 from tests.service_fixtures import Running, serving, start
 

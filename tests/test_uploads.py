@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from service import uploads
-from service.uploads import FITS, REPLY, REQUEST, Fit, Kind, RefusedError, decode
+from service.gateway import uploads
+from service.gateway.uploads import FITS, REPLY, REQUEST, Fit, Kind, RefusedError, decode
 
 Pixels = NDArray[np.uint8]
 

@@ -17,13 +17,13 @@ from models.drawing import draw
 from models.runtime.base import StepBatch, StepResult
 from models.runtime.noop_runtime import NoopRuntime
 from models.sampling_config import SamplingConfig
-from service.consumer import Consumer
-from service.job import NewJob, QueueLimits
-from service.jobs import JobStore
-from service.keys import Keys
-from service.payloads import GenerateJob, Pictures, TokenGrids
+from service.jobs.consumer import Consumer
+from service.jobs.job import NewJob, QueueLimits
+from service.jobs.keys import Keys
+from service.jobs.payloads import GenerateJob, Pictures, TokenGrids
+from service.jobs.store import JobStore
 from service.telemetry import WorkerMetrics
-from service.worker import Worker
+from service.worker.worker import Worker
 from tests.gateway_harness import until
 
 LIMITS = QueueLimits(lease_s=1.0)

@@ -1,0 +1,241 @@
+"""Uvicorn with the limits that it lacks: bytes and time of the headers, stalled readers, an orderly drain."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from pydantic_core import to_json
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from service.errors import Unavailable
+from service.gateway.middleware import SECURITY_HEADERS, new_request_id
+from service.gateway.responses import error_body
+from service.settings import Settings
+
+MAX_HEADER_BYTES = 16 * 1024
+_LINGER_S = 1.0
+_STALL_S = 30.0
+_BACKLOG = 1024
+
+
+class GatewayConfig(uvicorn.Config):
+    """Uvicorn's configuration with the time that a client has for its headers."""
+
+    def __init__(self, app: ASGIApp, header_timeout_s: float) -> None:
+        super().__init__(
+            app,
+            http=LimitedProtocol,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=1,
+        )
+        self.header_timeout_s = header_timeout_s
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection. Headers: 16 KiB, else 431, in time, else 408. A reader that stands still is cut off."""
+
+    config: GatewayConfig
+    _in_head = False
+    _head_bytes = 0
+    _refused = False
+    _head_timer: asyncio.TimerHandle | None = None
+    _stall_timer: asyncio.TimerHandle | None = None
+    _buffered = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock for the first request."""
+        super().connection_made(transport)
+        self._start_clock()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop all clocks."""
+        self._stop_clock()
+        self._stop_stall_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser, unless the connection is given up."""
+        if self._refused:
+            return
+        idle = self.cycle is None or self.cycle.response_complete
+        # Also while the rest of an answered request's body trickles in.
+        if idle and self._head_timer is None:
+            self._start_clock()
+        # Where a head begins behind another request, in the same data, counting starts with the next data.
+        counted = idle or self._in_head
+        super().data_received(data)
+        # One endless header reaches none of the parser's callbacks.
+        if self._in_head and counted:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEADER_BYTES:
+                self._refuse_head()
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._in_head = True
+
+    def on_headers_complete(self) -> None:
+        """The headers are there: check their size, start the application."""
+        if self._refused:
+            return
+        self._in_head = False
+        self._head_bytes = 0
+        self._stop_clock()
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > MAX_HEADER_BYTES:
+            self._refuse_head()
+        else:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        if not self._refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is complete."""
+        if not self._refused:
+            super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """What the parser cannot read."""
+        self._refuse(400, "bad_request", "this is no HTTP request that can be read")
+
+    def pause_writing(self) -> None:
+        """The client reads slower than the answer is written."""
+        super().pause_writing()
+        self._buffered = self.transport.get_write_buffer_size()
+        self._stall_timer = self.loop.call_later(_STALL_S, self._check_reader)
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        super().resume_writing()
+        self._stop_stall_timer()
+
+    def _check_reader(self) -> None:
+        size = self.transport.get_write_buffer_size()
+        if size >= self._buffered:
+            self.transport.abort()
+            return
+        self._buffered = size
+        self._stall_timer = self.loop.call_later(_STALL_S, self._check_reader)
+
+    def _stop_stall_timer(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+
+    def _start_clock(self) -> None:
+        self._head_timer = self.loop.call_later(self.config.header_timeout_s, self._too_slow)
+
+    def _stop_clock(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _too_slow(self) -> None:
+        self._head_timer = None
+        if self._in_head:
+            limit = f"{self.config.header_timeout_s:g} s"
+            self._refuse(408, "request_timeout", f"the headers did not come in full; {limit} are allowed")
+        else:
+            self.transport.close()
+
+    def _refuse_head(self) -> None:
+        message = f"the headers have more than the {MAX_HEADER_BYTES:,} bytes allowed"
+        self._refuse(431, "headers_too_large", message)
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        """Answer before there is an application to do so, then close."""
+        self._refused = True
+        self._stop_clock()
+        if self.transport.is_closing():
+            return
+        if self.cycle is not None and not self.cycle.response_complete:
+            # An answer to an earlier request is under way; a second one inside it would be garbage.
+            self.transport.close()
+            return
+        self.transport.write(_raw_error(status, code, message))
+        # What still arrives is dropped for a while: closing at once would reset the connection.
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(_LINGER_S, self.transport.close)
+
+
+def _raw_error(status: int, code: str, message: str) -> bytes:
+    request_id = new_request_id()
+    body = to_json(error_body(code, message, request_id))
+    headers = (
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+        (b"x-request-id", request_id.encode()),
+        *SECURITY_HEADERS,
+    )
+    lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+    return STATUS_LINE[status] + lines + b"\r\n" + body
+
+
+class GatewayServer(uvicorn.Server):
+    """A server that first says that it is leaving and goes when the last running request has ended.
+
+    The first SIGTERM or SIGINT calls `on_drain`; it goes on listening until no request runs, at most
+    `drain_s`. A second signal ends it at once.
+    """
+
+    def __init__(self, config: GatewayConfig, drain_s: float, on_drain: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._drain_s = drain_s
+        self._on_drain = on_drain
+        self._draining_since: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal came. It is not raised again at the end: a drained server has ended well."""
+        if self._draining_since is None:
+            self._draining_since = time.monotonic()
+            self._on_drain()
+        else:
+            self.should_exit = self.force_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether it is time to end; called each 100 ms."""
+        if self._draining_since is not None:
+            late = time.monotonic() - self._draining_since > self._drain_s
+            self.should_exit = self.should_exit or late or not self.server_state.tasks
+        return await super().on_tick(counter)
+
+
+def make_server(app: ASGIApp, settings: Settings, on_drain: Callable[[], None]) -> GatewayServer:
+    """The server of `app`, to be run with a socket of `listen`."""
+    return GatewayServer(GatewayConfig(app, settings.header_timeout_s), settings.drain_s, on_drain)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 lets the system choose. Raises Unavailable that names the address."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, proto)
+    except OSError as exc:
+        raise Unavailable(f"cannot listen on {host}:{port}: {exc.strerror}") from exc
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as exc:
+        listener.close()
+        raise Unavailable(f"cannot listen on {host}:{port}: {exc.strerror}") from exc
+    return listener

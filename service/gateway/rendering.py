@@ -1,0 +1,104 @@
+"""Finished jobs -> answers."""
+
+import base64
+from urllib.parse import quote
+
+from starlette.responses import Response
+
+from models import bits
+from models.bits import Indices
+from service.errors import JobFailed
+from service.gateway.answers import ImageAnswer, PicturesAnswer, TokensAnswer, TokensListAnswer, Usage
+from service.gateway.offer import Offer
+from service.jobs.job import JobView
+from service.jobs.payloads import PICTURE_FORMATS, Pictures, TokenGrids
+
+
+def pictures_of(view: JobView) -> Pictures:
+    """The result of a done generate or detokenize job."""
+    return Pictures.unpack(_result(view))
+
+
+def grids_of(view: JobView) -> Indices:
+    """The result of a done tokenize job, i64 (count, h, w)."""
+    return TokenGrids.unpack(_result(view)).array()
+
+
+def usage_of(view: JobView, pictures: Pictures) -> Usage:
+    """What the pictures took."""
+    queue_ms = max(0, view.started_ms - view.created_ms)
+    return Usage(
+        steps=pictures.steps,
+        forward_passes=pictures.forward_passes,
+        queue_ms=queue_ms,
+        compute_ms=round(pictures.compute_ms, 3),
+    )
+
+
+def pictures_answer(view: JobView, pictures: Pictures, offer: Offer) -> PicturesAnswer:
+    """The answer of generate and detokenize."""
+    images = [image_answer(pictures, index, offer) for index in range(len(pictures.files))]
+    return PicturesAnswer(images=images, model=offer.model, usage=usage_of(view, pictures), id=view.id)
+
+
+def image_answer(pictures: Pictures, index: int, offer: Offer) -> ImageAnswer:
+    """Picture `index`."""
+    fields: dict[str, object] = {}
+    if pictures.class_ids:
+        class_id = pictures.class_ids[index]
+        name = offer.class_names[class_id]
+        fields = {"class_id": class_id, "class_name": name, "seed": pictures.seeds[index]}
+    fields["format"] = pictures.format
+    data = pictures.files[index]
+    if pictures.format == "tokens":
+        grid = TokenGrids.unpack(data).array()[0]
+        fields |= {"indices": grid.tolist(), "tokens": bits.to_strings(grid, offer.bits)}
+    else:
+        fields["b64"] = base64.b64encode(data).decode()
+    # Every value is our own; validating megabytes of base64 again would only cost time.
+    return ImageAnswer.model_construct(**fields)  # type: ignore[arg-type]
+
+
+def wants_picture(accept: str, file_format: str) -> bool:
+    """Whether an Accept header asks for the picture itself."""
+    ranges = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
+    return file_format in PICTURE_FORMATS and bool(ranges & {"image/*", f"image/{file_format}"})
+
+
+def picture_response(pictures: Pictures, job_id: str, offer: Offer) -> Response:
+    """The only picture of `pictures` itself, its seed and class in headers."""
+    headers = {"X-Job-ID": job_id}
+    if pictures.class_ids:
+        class_id = pictures.class_ids[0]
+        # Percent-encoded: headers hold no more than ASCII safely.
+        name = quote(offer.class_names[class_id], safe=" ,'()")
+        headers |= {"X-Seed": str(pictures.seeds[0]), "X-Class-ID": str(class_id), "X-Class-Name": name}
+    return Response(pictures.files[0], headers=headers, media_type=f"image/{pictures.format}")
+
+
+def tokens_answer(grids: Indices, encoding: str, offer: Offer) -> TokensAnswer | TokensListAnswer:
+    """The answer of tokenize: of one picture, or a list of several."""
+    answers = [_grid_answer(grid, encoding, offer) for grid in grids]
+    return answers[0] if len(answers) == 1 else TokensListAnswer(results=answers)
+
+
+def _grid_answer(grid: Indices, encoding: str, offer: Offer) -> TokensAnswer:
+    fields: dict[str, object] = {
+        "model": offer.model,
+        "grid": grid.shape,
+        "bits_per_token": offer.bits,
+        "bit_order": "lsb-first",
+    }
+    if encoding == "packed":
+        fields["packed"] = base64.b64encode(bits.pack(grid, offer.bits)).decode()
+    else:
+        fields["indices"] = grid.tolist()
+    if encoding == "bits":
+        fields["tokens"] = bits.to_strings(grid, offer.bits)
+    return TokensAnswer.model_construct(**fields)  # type: ignore[arg-type]
+
+
+def _result(view: JobView) -> bytes:
+    if view.result is None:
+        raise JobFailed(f"job {view.id} is done, but its result is gone")
+    return view.result

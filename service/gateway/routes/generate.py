@@ -1,0 +1,49 @@
+"""`POST /generate`."""
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from service.gateway import openapi
+from service.gateway.answers import PicturesAnswer
+from service.gateway.bodies import read_json
+from service.gateway.desk import OpenDesk, repeat_of
+from service.gateway.event_stream import event_stream, follow
+from service.gateway.rendering import picture_response, pictures_answer, pictures_of, wants_picture
+from service.gateway.schemas import GENERATE
+
+router = APIRouter(tags=["pictures"])
+
+_ANSWER = openapi.answer(
+    200,
+    PicturesAnswer,
+    "the pictures; with Accept: image/* and one picture, the picture itself",
+    openapi.media("image/png", "image/jpeg", "image/webp", "text/event-stream"),
+)
+
+
+@router.post(
+    "/generate",
+    responses=_ANSWER | openapi.post_errors(),
+    openapi_extra=openapi.body(GENERATE),
+)
+async def generate(request: Request, desk: OpenDesk) -> Response:
+    """Draw pictures of one or several classes."""
+    body = await read_json(request, GENERATE, desk.small_body)
+    job = body.job(desk.offer, events=body.stream)
+    repeat = repeat_of(request, lambda: body.model_dump_json(exclude_unset=True).encode())
+    ticket = await desk.accept(
+        "generate",
+        job,
+        rows=len(job.seeds),
+        deadline_ms=body.deadline_ms,
+        priority=body.priority,
+        repeat=repeat,
+        events=body.stream,
+    )
+    if body.stream:
+        return event_stream(follow(desk, ticket))
+    view = await desk.outcome(ticket, request)
+    pictures = pictures_of(view)
+    if len(pictures.files) == 1 and wants_picture(request.headers.get("accept", ""), pictures.format):
+        return picture_response(pictures, view.id, desk.offer)
+    return pictures_answer(view, pictures, desk.offer).response()

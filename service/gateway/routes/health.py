@@ -1,0 +1,50 @@
+"""`/livez`, `/readyz` and `/metrics`."""
+
+import asyncio
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from service.errors import Unavailable
+from service.gateway import openapi
+from service.gateway.answers import LiveAnswer, ReadyAnswer
+from service.gateway.desk import Desk, DeskDep
+from service.jobs.job import Depth
+from service.telemetry import CONTENT_TYPE
+
+router = APIRouter(tags=["operation"])
+
+_DEPTH_TIMEOUT_S = 1.0
+
+
+@router.get("/livez", responses=openapi.answer(200, LiveAnswer))
+async def livez() -> Response:
+    """The process is up; says nothing about Redis or workers."""
+    return LiveAnswer(alive=True).response()
+
+
+@router.get("/readyz", responses=openapi.answer(200, ReadyAnswer) | openapi.errors(503))
+async def readyz(desk: DeskDep) -> Response:
+    """Redis answers, a worker with loaded weights is alive, and this gateway is not shutting down."""
+    await desk.check_open()
+    workers = await desk.fleet.workers()
+    return ReadyAnswer(ready=True, workers=workers).response()
+
+
+@router.get(
+    "/metrics",
+    responses=openapi.answer(200, None, "Prometheus metrics", openapi.media("text/plain")),
+    response_class=Response,
+)
+async def metrics(desk: DeskDep) -> Response:
+    """Metrics of this gateway."""
+    desk.metrics.queues(await _depth(desk))
+    return Response(desk.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+
+async def _depth(desk: Desk) -> Depth | None:
+    try:
+        async with asyncio.timeout(_DEPTH_TIMEOUT_S):
+            return await desk.jobs.depth()
+    except (TimeoutError, Unavailable):
+        return None

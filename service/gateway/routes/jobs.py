@@ -1,0 +1,144 @@
+"""`/jobs`: work that is asked for now and looked at later."""
+
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from service.errors import NotFound
+from service.gateway import openapi
+from service.gateway.answers import ErrorDetail, JobAnswer, PicturesAnswer, TokensAnswer, TokensListAnswer
+from service.gateway.bodies import check_size, read_json
+from service.gateway.desk import TENANT, Desk, DeskDep, OpenDesk, Repeat, Ticket, repeat_of
+from service.gateway.event_stream import event_stream, follow, resume_point
+from service.gateway.offer import Offer
+from service.gateway.rendering import grids_of, pictures_answer, pictures_of, tokens_answer
+from service.gateway.responses import job_error, request_id_of
+from service.gateway.routes.tokens import detokenize_job, fitted
+from service.gateway.schemas import ORDER, DetokenizeOrder, GenerateOrder, JobQuery, Order, TokenizeOrder
+from service.jobs.job import CANCELLED, DONE, ERROR, EXPIRED, QUEUED, RUNNING, JobView
+from service.jobs.payloads import TokenizeJob
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+_WORDS = {
+    QUEUED: "queued",
+    RUNNING: "running",
+    DONE: "done",
+    ERROR: "failed",
+    CANCELLED: "cancelled",
+    EXPIRED: "expired",
+}
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@router.post(
+    "",
+    status_code=202,
+    responses=openapi.answer(202, JobAnswer, "accepted; Location says where to look")
+    | openapi.errors(408, 413, 415, 422, 500, 503),
+    openapi_extra=openapi.body(ORDER),
+)
+async def create(request: Request, desk: OpenDesk) -> Response:
+    """Take a job in and answer at once."""
+    order = await read_json(request, ORDER, desk.any_body)
+    repeat = repeat_of(request, lambda: order.model_dump_json(exclude_unset=True).encode())
+    ticket = await _accept(desk, order, repeat)
+    view = await desk.jobs.get(ticket.id, TENANT)
+    return _answer(view).response(202, {"Location": f"/jobs/{ticket.id}"})
+
+
+async def _accept(desk: Desk, order: Order, repeat: Repeat | None) -> Ticket:
+    if isinstance(order, GenerateOrder):
+        drawing = order.job(desk.offer, events=True)
+        return await desk.accept(
+            "generate",
+            drawing,
+            rows=len(drawing.seeds),
+            deadline_ms=order.deadline_ms,
+            priority=order.priority,
+            repeat=repeat,
+            keep=True,
+            events=True,
+        )
+    if isinstance(order, DetokenizeOrder):
+        job = detokenize_job(order.grid(desk.offer), order.format or "png")
+        return await desk.accept(
+            "detokenize", job, rows=1, deadline_ms=order.deadline_ms, repeat=repeat, keep=True
+        )
+    assert isinstance(order, TokenizeOrder)
+    upload = order.upload()
+    check_size(len(upload), desk.offer.upload_bytes, "the picture")
+    images = TokenizeJob.of(await fitted(desk, [upload], order.fit))
+    return await desk.accept(
+        "tokenize", images, rows=1, deadline_ms=order.deadline_ms, repeat=repeat, keep=True
+    )
+
+
+@router.get(
+    "/{job_id}",
+    responses=openapi.answer(200, JobAnswer, "done")
+    | openapi.answer(202, JobAnswer, "queued or running")
+    | openapi.errors(404, 409, 410, 422, 500, 503, 504),
+)
+async def look(request: Request, job_id: str, desk: DeskDep, query: Annotated[JobQuery, Query()]) -> Response:
+    """The state of a job and, when it is done, its result as the waiting request would have got it."""
+    view = await desk.jobs.get(checked(job_id), TENANT)
+    answer = _answer(view)
+    if not view.terminal:
+        return answer.response(202)
+    if view.state == DONE:
+        answer.result = _result(view, query.encoding, desk.offer)
+        return answer.response()
+    error = job_error(view)
+    answer.error = ErrorDetail(code=error.code, message=error.message, request_id=request_id_of(request))
+    return answer.response(error.status)
+
+
+@router.delete(
+    "/{job_id}",
+    responses=openapi.answer(200, JobAnswer, "the state after it") | openapi.errors(404, 410, 422, 503),
+)
+async def cancel(job_id: str, desk: DeskDep) -> Response:
+    """Cancel a job; one that has ended stays as it is."""
+    try:
+        await desk.jobs.cancel(checked(job_id), TENANT)
+    except NotFound:
+        # Tells an expired result from a job that never was.
+        await desk.jobs.get(job_id, TENANT)
+        raise
+    return _answer(await desk.jobs.get(job_id, TENANT)).response()
+
+
+@router.get(
+    "/{job_id}/events",
+    responses=openapi.answer(200, None, "Server-Sent Events", openapi.media("text/event-stream"))
+    | openapi.errors(404, 410, 422, 503),
+    response_class=Response,
+)
+async def events(request: Request, job_id: str, desk: DeskDep) -> Response:
+    """Follow a job to its end; Last-Event-ID resumes. Leaving does not cancel the job."""
+    await desk.jobs.get(checked(job_id), TENANT)
+    after = resume_point(request.headers.get("last-event-id"))
+    return event_stream(follow(desk, desk.visit(job_id), after))
+
+
+def checked(job_id: str) -> str:
+    """Return `job_id`; NotFound when it is none that was ever given out."""
+    if not _ID.fullmatch(job_id):
+        raise NotFound(f"there is no job {job_id[:40]!r}")
+    return job_id
+
+
+def _answer(view: JobView) -> JobAnswer:
+    answer = JobAnswer.model_construct(id=view.id, kind=view.kind, state=_WORDS[view.state])
+    if view.position is not None:
+        answer.position = view.position
+    return answer
+
+
+def _result(view: JobView, encoding: str, offer: Offer) -> PicturesAnswer | TokensAnswer | TokensListAnswer:
+    if view.kind == "tokenize":
+        return tokens_answer(grids_of(view), encoding, offer)
+    return pictures_answer(view, pictures_of(view), offer)

@@ -1,0 +1,51 @@
+"""Which workers are alive, looked up at most once a second however many requests ask."""
+
+import asyncio
+import time
+from typing import Any
+
+from service.errors import ServiceError, Unavailable
+from service.jobs.store import JobStore
+
+_FRESH_S = 1.0
+_TIMEOUT_S = 2.0
+_RETRY_S = 2.0
+
+
+class Fleet:
+    """The living workers of the bundle, as they announced themselves."""
+
+    def __init__(self, jobs: JobStore) -> None:
+        self._jobs = jobs
+        self._workers: list[dict[str, Any]] = []
+        self._error: ServiceError | None = None
+        self._looked_s = float("-inf")
+        self._look: asyncio.Task[None] | None = None
+
+    async def workers(self) -> list[dict[str, Any]]:
+        """At least one worker. Raises Unavailable: there is none, or Redis does not answer."""
+        if time.monotonic() - self._looked_s > _FRESH_S:
+            if self._look is None or self._look.done():
+                self._look = asyncio.create_task(self._refresh())
+            await asyncio.shield(self._look)
+        if self._error is not None:
+            raise Unavailable(self._error.message, retry_after_s=self._error.retry_after_s)
+        return self._workers
+
+    async def close(self) -> None:
+        """Wait for a look that is under way."""
+        if self._look is not None:
+            await asyncio.gather(self._look, return_exceptions=True)
+
+    async def _refresh(self) -> None:
+        self._error = None
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                self._workers = await self._jobs.workers()
+            if not self._workers:
+                self._error = Unavailable("no worker with loaded weights is alive", retry_after_s=_RETRY_S)
+        except TimeoutError:
+            self._error = Unavailable("the job queue does not answer in time", retry_after_s=_RETRY_S)
+        except ServiceError as exc:
+            self._error = exc
+        self._looked_s = time.monotonic()

@@ -1,0 +1,122 @@
+"""Connections to Redis: no retries behind our back, and its errors told apart."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, TypeVar
+
+from redis import Redis
+from redis import asyncio as aioredis
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+from service.errors import Unavailable
+from service.jobs import scripts
+from service.jobs.keys import Keys
+
+_T = TypeVar("_T")
+
+BLOCK_MAX_S = 5.0
+"""Longest blocking read."""
+_BLOCKING_TIMEOUT_S = BLOCK_MAX_S + 2.0
+_CALL_TIMEOUT_S = 3.0
+_CALL_TRIES = 3
+_CONNECTIONS = 16
+_TRANSIENT = (
+    *("LOADING", "MISCONF", "READONLY", "OOM", "MASTERDOWN", "NOREPLICAS", "BUSY", "CLUSTERDOWN", "TRYAGAIN"),
+    # A blocking read whose stream was deleted.
+    *("UNBLOCKED", "NOGROUP"),
+)
+
+# After these nobody knows whether the call was carried out.
+_IN_DOUBT = (RedisConnectionError, RedisTimeoutError, OSError)
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether the same call may succeed later without anybody changing the program."""
+    if isinstance(error, (*_IN_DOUBT, OutOfMemoryError, ReadOnlyError)):
+        return True
+    # Inside a script Redis 6.2 wraps the error in a sentence.
+    return isinstance(error, ResponseError) and any(word in str(error) for word in _TRANSIENT)
+
+
+def describe(error: Exception) -> str:
+    """One line about an error of Redis."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def backoff_s(failures: int) -> float:
+    """Full-jitter delay in seconds after `failures` >= 1 failures: up to 40 ms at first, up to 2 s later."""
+    return random.uniform(0.0, min(2.0, 0.02 * 2.0 ** min(failures, 10)))
+
+
+def connect(url: str) -> Redis:
+    """A synchronous client; its pool gives each thread a connection of its own."""
+    retry = Retry(NoBackoff(), 0)
+    return Redis.from_url(url, protocol=2, socket_timeout=_BLOCKING_TIMEOUT_S, retry=retry)
+
+
+def connect_async(url: str, connections: int, timeout_s: float = _BLOCKING_TIMEOUT_S) -> aioredis.Redis:
+    """An asyncio client with at most so many connections; callers beyond them wait up to `timeout_s`."""
+    pool = aioredis.BlockingConnectionPool.from_url(
+        url,
+        protocol=2,
+        socket_timeout=timeout_s,
+        retry=AsyncRetry(NoBackoff(), 0),
+        max_connections=connections,
+        timeout=timeout_s,
+    )
+    return aioredis.Redis.from_pool(pool)
+
+
+class AsyncLink:
+    """Calls of a gateway. Every one may be repeated safely, and is, a few times, when its answer is lost.
+
+    A call goes on when the task that waits for it is cancelled: otherwise the connection would carry its
+    answer to the next caller. Trouble with Redis is raised as Unavailable.
+    """
+
+    def __init__(self, url: str, keys: Keys, script_names: Iterable[str]) -> None:
+        self.redis = connect_async(url, _CONNECTIONS, _CALL_TIMEOUT_S)
+        self._keys = keys.shared
+        self._scripts = {name: self.redis.register_script(scripts.source(name)) for name in script_names}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def close(self) -> None:
+        """Let the calls in flight end, then drop the connections."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.redis.aclose()
+
+    def spawn(self, work: Coroutine[Any, Any, _T]) -> "asyncio.Task[_T]":
+        """Run `work` in a task that `close` waits for."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def run(self, name: str, *args: Any) -> Any:
+        """Run the script `name`."""
+        script = self._scripts[name]
+        return await self.call(lambda: script(keys=self._keys, args=args))
+
+    async def call(self, make: Callable[[], Awaitable[_T]]) -> _T:
+        """Await `make()` to its end, also when the caller is cancelled."""
+        return await asyncio.shield(self.spawn(self._try(make)))
+
+    async def _try(self, make: Callable[[], Awaitable[_T]]) -> _T:
+        failures = 0
+        while True:
+            try:
+                return await make()
+            except (RedisError, OSError) as error:
+                if not is_transient(error):
+                    raise
+                failures += 1
+                if failures == _CALL_TRIES or not isinstance(error, _IN_DOUBT):
+                    message = f"the job queue does not answer ({describe(error)})"
+                    raise Unavailable(message, retry_after_s=2.0) from error
+            await asyncio.sleep(backoff_s(failures))

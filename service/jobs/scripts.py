@@ -1,0 +1,26 @@
+"""The Lua scripts of the job protocol, each with the functions that it shares with others in front."""
+
+from functools import cache
+from importlib import resources
+
+_PRELUDES = {
+    "claim": ("common", "terminate", "attempt"),
+    "begin": ("common", "terminate", "attempt"),
+    "reclaim": ("common", "terminate", "attempt"),
+    "finish": ("common", "terminate"),
+    "cancel": ("common", "terminate"),
+    "sweep": ("common", "terminate", "drop"),
+    "submit": ("common", "drop"),
+    "forget": ("common", "drop"),
+}
+
+GATEWAY = ("submit", "cancel", "sweep", "view", "states", "forget", "depth")
+WORKER = ("claim", "begin", "reclaim", "beat", "finish", "release", "announce", "retire")
+
+
+@cache
+def source(name: str) -> str:
+    """The whole text of the script `name`."""
+    folder = resources.files("service.jobs") / "lua"
+    parts = (*_PRELUDES.get(name, ("common",)), name)
+    return "\n".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in parts)

@@ -1,0 +1,333 @@
+"""A worker process: claims jobs, feeds the engine, writes results, keeps its leases alive, drains on SIGTERM.
+
+Threads, each with one task: the engine (the main thread), two that claim, beat, hints, progress, and a pool
+that encodes pictures and finishes jobs. Whatever fails in one of them ends the process, and the queue gives
+its jobs to another worker.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from models.bundle import Bundle
+from models.errors import MaskBitError
+from models.runtime.base import Pixels, Runtime
+from models.schedule import forward_passes
+from service.errors import JobFailed, ServiceError
+from service.jobs.consumer import Consumer
+from service.jobs.job import ClaimedJob
+from service.jobs.payloads import DetokenizeJob, GenerateJob, Pictures, TokenGrids, TokenizeJob
+from service.pictures import npy_file, picture_file, tokens_file
+from service.telemetry import WorkerMetrics
+from service.worker.engine import Engine
+from service.worker.scheduler import Row
+from service.worker.task import Task
+
+log = logging.getLogger(__name__)
+
+REQUESTS: dict[str, type[GenerateJob] | type[TokenizeJob] | type[DetokenizeJob]] = {
+    "generate": GenerateJob,
+    "tokenize": TokenizeJob,
+    "detokenize": DetokenizeJob,
+}
+CLAIM_BLOCK_S = 1.0
+IDLE_WAIT_S = 1.0
+PROGRESS_BACKLOG = 256  # progress messages that wait to be sent; more are lost
+FINISHERS = 2
+PATIENCE_S = 5.0  # for a Redis that is away when the worker ends
+# A turn hangs when it takes longer than both; the process then ends, and the queue redelivers its jobs.
+STALL_FLOOR_S = 60.0
+STALL_FACTOR = 5  # times the longest turn so far
+STALLED = 3  # exit code
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """What a worker announces about itself."""
+
+    bundle: str
+    runtime: str
+    precision: str
+    device: str
+    slots: int
+    pid: int
+
+
+class Worker:
+    """Ties a consumer of the queue to an engine; `run` returns after `stop`, jobs finished or released."""
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        runtime: Runtime,
+        bundle: Bundle,
+        *,
+        slots: int,
+        lease_s: float,
+        drain_s: float,
+        metrics: WorkerMetrics,
+    ) -> None:
+        self.consumer = consumer
+        self.metrics = metrics
+        self.lease_s = lease_s
+        self.drain_s = drain_s
+        self.engine = Engine(runtime, bundle.manifest, slots, self, metrics)
+        self.info = WorkerInfo(
+            bundle.ref, runtime.name, runtime.precision, runtime.device_name, slots, os.getpid()
+        )
+        metrics.model_info.labels(bundle.ref, runtime.name, runtime.precision).set(1)
+        self._jobs: dict[str, ClaimedJob] = {}
+        self._stopping = threading.Event()
+        self._ended = threading.Event()
+        self._crash: BaseException | None = None
+        self._progress: queue.Queue[tuple[str, dict[str, Any], Pixels | None]] = queue.Queue(PROGRESS_BACKLOG)
+        self._finishers = ThreadPoolExecutor(FINISHERS, "finish")
+
+    def run(self) -> None:
+        """Work until `stop`; raises what broke a thread."""
+        self.consumer.announce(asdict(self.info))
+        claimers = [self._start_thread(loop) for loop in (self._claim_pictures, self._claim_codec)]
+        helpers = [self._start_thread(loop) for loop in (self._beat, self._hints, self._send_progress)]
+        self._guard(self._draw)
+        self._stopping.set()
+        # Redis may be away just now: what waits for it is cut off, and the leases end by themselves.
+        patience = threading.Timer(PATIENCE_S, self.consumer.interrupt)
+        patience.daemon = True
+        patience.start()
+        for thread in claimers:
+            thread.join(2 * CLAIM_BLOCK_S)
+        # After a crash nothing is given back uncounted, since a job of this worker may have caused it: its
+        # lease ends, and it is run alone elsewhere.
+        if self._crash is None:
+            self._release_rest()
+        self._finishers.shutdown()
+        self._ended.set()
+        for thread in helpers:
+            thread.join(2 * CLAIM_BLOCK_S)
+        patience.cancel()
+        self.consumer.retire()
+        self.consumer.close()
+        if self._crash is not None:
+            raise self._crash
+
+    def _start_thread(self, loop: Callable[[], None]) -> threading.Thread:
+        thread = threading.Thread(
+            target=self._guard, args=(loop,), name=loop.__name__.strip("_"), daemon=True
+        )
+        thread.start()
+        return thread
+
+    def stop(self) -> None:
+        """Claim no more, finish what runs within the drain time, then end. Safe in a signal handler."""
+        self._stopping.set()
+
+    # -- threads ---------------------------------------------------------------------------------------------
+
+    def _guard(self, loop: Callable[[], None]) -> None:
+        try:
+            loop()
+        except BaseException as exc:
+            log.exception("the thread %s broke; the worker ends", threading.current_thread().name)
+            self._crash = exc
+            self._stopping.set()
+
+    def _draw(self) -> None:
+        """The engine's loop."""
+        drain_until = float("inf")
+        while not (self._stopping.is_set() and (self.engine.idle or self._crash is not None)):
+            if self._stopping.is_set():
+                drain_until = min(drain_until, time.monotonic() + self.drain_s)
+                if time.monotonic() >= drain_until:
+                    return
+            self.engine.wait_for_work(IDLE_WAIT_S)
+            self.engine.turn()
+
+    def _claim_pictures(self) -> None:
+        """Claim generate jobs, apart from the others, so that no kind waits in the other's blocking read."""
+        while not self._stopping.is_set():
+            free = self.engine.wait_for(self.engine.free_slots, IDLE_WAIT_S)
+            if free:
+                self._claim(free, generate=True)
+
+    def _claim_codec(self) -> None:
+        while not self._stopping.is_set():
+            free = self.engine.wait_for(self.engine.free_codec, IDLE_WAIT_S)
+            if free:
+                self._claim(free, generate=False)
+
+    def _claim(self, images: int, *, generate: bool) -> None:
+        for job in self.consumer.claim_some(
+            images, generate=generate, codec=not generate, block_s=CLAIM_BLOCK_S
+        ):
+            self._start(job)
+
+    def _start(self, job: ClaimedJob) -> None:
+        if self._stopping.is_set():
+            self.consumer.release(job)
+            return
+        known = job.id in self._jobs
+        self._jobs[job.id] = job
+        if known:
+            return
+        if job.attempt > 1:
+            self.metrics.redeliveries.inc()
+        try:
+            if job.kind not in REQUESTS:
+                raise JobFailed(f"job kind {job.kind!r} is unknown; known are {', '.join(REQUESTS)}")
+            request = REQUESTS[job.kind].unpack(job.payload)
+        except ServiceError as exc:
+            self._later(partial(self._fail, job, exc))
+            return
+        self.engine.submit(Task(job.id, request, solo=job.solo))
+
+    def _beat(self) -> None:
+        """Renew leases and the announcement; take over a lost job when there is room."""
+        period = self.lease_s / 4
+        turns, seen_at, beats = -1, time.monotonic(), 0
+        while not self._ended.wait(period):
+            now = time.monotonic()
+            if self.engine.turns != turns or self.engine.idle:
+                turns, seen_at = self.engine.turns, now
+            elif now - seen_at > max(STALL_FLOOR_S, STALL_FACTOR * self.engine.longest_turn_s):
+                # The engine's thread hangs in the model, so no exception can end this process.
+                log.critical("no step ended for %.0f s; the worker ends, its leases with it", now - seen_at)
+                os._exit(STALLED)
+            lost = self.consumer.beat(self.consumer.held)
+            if lost:
+                self._forget(lost)
+            self.consumer.announce(asdict(self.info))
+            self.metrics.gpu_memory.set(self.engine.runtime.memory_bytes())
+            beats += 1
+            if beats % 2 == 0 and not self._stopping.is_set() and not self._has_suspect():
+                job = self.consumer.reclaim()
+                if job is not None:
+                    log.warning("took over job %s, attempt %d", job.id, job.attempt)
+                    self._start(job)
+
+    def _has_suspect(self) -> bool:
+        """Whether a job that was taken over is still here: one at a time, as each needs the worker alone."""
+        return any(job.solo for job in list(self._jobs.values()))
+
+    def _hints(self) -> None:
+        while not self._ended.is_set():
+            ids = self.consumer.hints(CLAIM_BLOCK_S)
+            if ids:
+                self._forget(set(ids))
+
+    def _forget(self, ids: set[str]) -> None:
+        for job_id in ids:
+            self._jobs.pop(job_id, None)
+        self.engine.drop(ids)
+
+    def _send_progress(self) -> None:
+        while not self._ended.is_set():
+            try:
+                job_id, data, preview = self._progress.get(timeout=IDLE_WAIT_S)
+            except queue.Empty:
+                continue
+            if preview is not None:
+                data["preview"] = base64.b64encode(picture_file(preview, "png")).decode()
+            self.consumer.publish(job_id, json.dumps({"event": "progress", "data": data}).encode())
+
+    def _release_rest(self) -> None:
+        """Give back what the drain time did not suffice for."""
+        jobs = list(self._jobs.values())
+        self._jobs.clear()
+        self.engine.drop(job.id for job in jobs)
+        for job in jobs:
+            log.info("released job %s", job.id)
+            self.consumer.release(job)
+
+    # -- the engine's listener -------------------------------------------------------------------------------
+
+    def progressed(self, task: Task, row: Row, preview: Pixels | None) -> None:
+        """Queue a progress message; when too many wait, this one is lost."""
+        data = {"image": row.image, "step": row.step, "steps": len(row.plans)}
+        try:
+            self._progress.put_nowait((task.id, data, preview))
+        except queue.Full:
+            log.debug("progress of %s was left out", task.id)
+
+    def completed(self, task: Task) -> None:
+        """Encode and finish in the pool."""
+        job = self._jobs.pop(task.id, None)
+        if job is not None:
+            compute_ms = (time.monotonic() - task.started_s) * 1000
+            self._later(partial(self._finish, job, task, compute_ms))
+
+    def failed(self, task: Task, error: MaskBitError) -> None:
+        """Record the error."""
+        job = self._jobs.pop(task.id, None)
+        if job is not None:
+            self._later(partial(self._fail, job, error))
+
+    def _later(self, work: Callable[[], None]) -> None:
+        """Do `work` in the pool; what it raises ends the worker like an error in any of its threads."""
+        self._finishers.submit(self._guard, work)
+
+    # -- the pool --------------------------------------------------------------------------------------------
+
+    def _finish(self, job: ClaimedJob, task: Task, compute_ms: float) -> None:
+        try:
+            result = result_of(task, compute_ms)
+        except Exception:
+            log.exception("the result of job %s could not be encoded", job.id)
+            self._fail(job, JobFailed("the pictures could not be encoded"))
+            return
+        self.consumer.finish(job, result)
+
+    def _fail(self, job: ClaimedJob, error: MaskBitError) -> None:
+        self.consumer.fail(job, getattr(error, "code", JobFailed.code), str(error))
+
+
+def result_of(task: Task, compute_ms: float) -> bytes:
+    """The payload that a finished task sends back."""
+    request = task.request
+    if isinstance(request, TokenizeJob):
+        return TokenGrids.of(np.stack([task.grids[k] for k in range(request.count)])).pack()
+    files = tuple(_file(task, request.format, k) for k in range(len(task.grids)))
+    if isinstance(request, DetokenizeJob):
+        return Pictures(files, 0, compute_ms, request.format).pack()
+    return Pictures(
+        files,
+        steps=request.sampling.steps,
+        compute_ms=compute_ms,
+        format=request.format,
+        class_ids=request.class_ids,
+        seeds=request.seeds,
+        forward_passes=forward_passes(request.sampling).total,
+    ).pack()
+
+
+def _file(task: Task, file_format: str, image: int) -> bytes:
+    if file_format == "tokens":
+        return tokens_file(task.grids[image])
+    if file_format == "npy":
+        return npy_file(task.pictures[image])
+    return picture_file(task.pictures[image], file_format)
+
+
+def stop_on_signals(worker: Worker) -> None:
+    """SIGTERM and SIGINT drain the worker; a second one ends it at once."""
+
+    def handle(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        log.info("draining after %s", signal.Signals(number).name)
+        worker.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle)
