@@ -1,5 +1,6 @@
 """Prometheus metrics of gateway and worker: every name and label set is defined here."""
 
+from collections import Counter as Counts
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -75,13 +76,18 @@ class GatewayMetrics:
         """A request was turned away; `reason` is an error code of the service."""
         self._shed.labels(reason).inc()
 
-    def queues(self, depth: Depth | None) -> None:
-        """What the queues look like now; None when Redis does not say."""
+    def queues(self, depths: Iterable[Depth]) -> None:
+        """What the queues of all models look like now; nothing where Redis does not say."""
         self._queue_depth.clear()
         self._oldest_age.clear()
-        for name, one in depth.queues.items() if depth else ():
-            self._queue_depth.labels(name).set(one.waiting)
-            self._oldest_age.labels(name).set(one.oldest_age_s)
+        waiting: Counts[str] = Counts()
+        oldest_s: dict[str, float] = {}
+        for name, one in (item for depth in depths for item in depth.queues.items()):
+            waiting[name] += one.waiting
+            oldest_s[name] = max(oldest_s.get(name, 0.0), one.oldest_age_s)
+        for name, age_s in oldest_s.items():
+            self._queue_depth.labels(name).set(waiting[name])
+            self._oldest_age.labels(name).set(age_s)
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""

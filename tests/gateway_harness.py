@@ -46,7 +46,7 @@ class Gateway:
 def gateway_running(bundle: Bundle, redis_url: str, **changes: Any) -> Iterator[Gateway]:
     """A gateway in a thread of its own; `changes` are settings."""
     settings = Settings(**{"redis_url": redis_url, "host": "127.0.0.1", "port": 0, "drain_s": 5, **changes})
-    app = create_app(settings, bundle)
+    app = create_app(settings, [bundle])
     server = make_server(app, settings, lambda: setattr(app.state.desk, "draining", True))
     with listen(settings.host, settings.port) as listener:
         port = listener.getsockname()[1]

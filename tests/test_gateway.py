@@ -763,7 +763,7 @@ def test_the_gateway_imports_no_torch() -> None:
 
 def test_without_a_redis_url_there_is_no_gateway(plain_bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match="MASKBIT_REDIS_URL"):
-        create_app(Settings(redis_url=None), plain_bundle)
+        create_app(Settings(redis_url=None), [plain_bundle])
 
 
 def test_a_port_in_use_is_one_clear_error(gateway: Gateway) -> None:

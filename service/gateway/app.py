@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib import metadata
@@ -22,7 +22,7 @@ _ROUTES = (generate, tokens, jobs, about, health, page)
 _ABOUT = "Class-conditional pictures and bit tokens with MaskBit models."
 
 
-def create_app(settings: Settings, bundle: Bundle) -> FastAPI:
+def create_app(settings: Settings, bundles: Sequence[Bundle]) -> FastAPI:
     """The application. Nothing is started before its lifespan begins, which needs no Redis either.
 
     Raises ConfigError without a Redis URL in the settings.
@@ -31,7 +31,7 @@ def create_app(settings: Settings, bundle: Bundle) -> FastAPI:
         raise ConfigError(
             "redis_url is not set; give MASKBIT_REDIS_URL the address of Redis, as redis://host:6379/0"
         )
-    desk = Desk(settings, bundle, settings.redis_url)
+    desk = Desk(settings, bundles, settings.redis_url)
     app = FastAPI(
         title="MaskBit Serve",
         description=_ABOUT,
@@ -71,7 +71,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def run_gateway(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Raises MaskBitError: no bundle, Redis URL or port."""
-    app = create_app(settings, open_bundle(settings.bundle))
+    app = create_app(settings, [open_bundle(settings.bundle)])
     server = make_server(app, settings, partial(_drain, app))
     with listen(settings.host, settings.port) as listener:
         server.run(sockets=[listener])

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -16,20 +16,18 @@ from starlette.requests import ClientDisconnect
 from models.bundle import Bundle
 from service.errors import InvalidRequest, ServiceError, Unavailable
 from service.gateway.bodies import BodyLimits
+from service.gateway.caller import Caller
+from service.gateway.catalogue import Catalogue
 from service.gateway.decoder_pool import DecoderPool
-from service.gateway.offer import Offer
 from service.gateway.responses import job_error
-from service.jobs.fleet import Fleet
+from service.gateway.served_model import ServedModel
 from service.jobs.job import DONE, JobView, Kind, NewJob, Priority
-from service.jobs.keys import Keys
 from service.jobs.payloads import Payload
-from service.jobs.store import JobStore
 from service.settings import Settings
 from service.telemetry import GatewayMetrics
 
 log = logging.getLogger(__name__)
 
-TENANT = "public"
 _MAX_KEY = 255
 _DRAIN_RETRY_S = 2.0
 _SMALL_BODY = 1 << 20
@@ -51,6 +49,8 @@ class Ticket:
     """
 
     id: str
+    model: ServedModel = field(repr=False)
+    tenant: str
     outcome: asyncio.Task[JobView] = field(repr=False)
     keep: bool
     counted: bool
@@ -59,12 +59,11 @@ class Ticket:
 class Desk:
     """What all routes share. `draining` turns new work away while running requests end."""
 
-    def __init__(self, settings: Settings, bundle: Bundle, redis_url: str) -> None:
-        self.offer = Offer.of(bundle, settings)
+    def __init__(self, settings: Settings, bundles: Sequence[Bundle], redis_url: str) -> None:
+        self.catalogue = Catalogue(bundles, settings, redis_url)
         self.metrics = GatewayMetrics()
-        self.jobs = JobStore(redis_url, Keys(bundle.manifest.name, bundle.revision), settings.queue_limits())
         self.decoders = DecoderPool(settings.decoders, max_pixels=settings.upload_pixels)
-        self.fleet = Fleet(self.jobs)
+        self.max_images = settings.max_images
         self.draining = False
         seconds = settings.body_timeout_s
         self.any_body = BodyLimits(settings.body_bytes, seconds)
@@ -74,26 +73,33 @@ class Desk:
 
     async def open(self) -> None:
         """Start what needs an event loop. Redis may still be away."""
-        await self.jobs.start()
+        await self.catalogue.open()
         await self.decoders.start()
 
     async def close(self) -> None:
         """Give up what is left, stop, and wait until nothing runs any more."""
-        await self.fleet.close()
         await self.decoders.close()
         cancelling = [task for task in self._tasks if task.get_name() == "cancel"]
         await asyncio.gather(*cancelling, return_exceptions=True)
-        await self.jobs.close()
+        await self.catalogue.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def check_open(self) -> None:
-        """Raise Unavailable while draining, without a living worker, or without Redis."""
+        """Raise Unavailable while draining, without a living worker of any model, or without Redis."""
         if self.draining:
             raise Unavailable("the service is shutting down", retry_after_s=_DRAIN_RETRY_S)
-        await self.fleet.workers()
+        await self.catalogue.check_alive()
+
+    async def model(self, name: str | None = None) -> ServedModel:
+        """The model `name`, or the default, with a living worker. Raises InvalidRequest, Unavailable."""
+        model = self.catalogue.get(name)
+        await model.fleet.workers()
+        return model
 
     async def accept(
         self,
+        model: ServedModel,
+        caller: Caller,
         kind: Kind,
         payload: Payload,
         *,
@@ -112,22 +118,22 @@ class Desk:
             payload=payload.pack(),
             fingerprint=repeat.fingerprint if repeat else "",
             rows=rows,
-            tenant=TENANT,
+            tenant=caller.tenant,
             priority=priority,
             deadline_ms=deadline_ms,
             idempotency_key=repeat.key if repeat else None,
             keep_result=keep,
             wants_events=events,
         )
-        job_id = await self.jobs.submit(job)
-        return self._ticket(job_id, keep=keep, counted=job_id == job.id)
+        job_id = await model.jobs.submit(job)
+        counted = job_id == job.id
+        outcome = self._spawn(self._settle(model, job_id, counted))
+        return Ticket(job_id, model, caller.tenant, outcome, keep, counted)
 
-    def visit(self, job_id: str) -> Ticket:
+    def visit(self, model: ServedModel, caller: Caller, job_id: str) -> Ticket:
         """A ticket for a job that was accepted before, here or elsewhere."""
-        return self._ticket(job_id, keep=True, counted=False)
-
-    def _ticket(self, job_id: str, *, keep: bool, counted: bool) -> Ticket:
-        return Ticket(job_id, self._spawn(self._settle(job_id, counted)), keep, counted)
+        outcome = self._spawn(self._settle(model, job_id, counted=False))
+        return Ticket(job_id, model, caller.tenant, outcome, keep=True, counted=False)
 
     async def outcome(self, ticket: Ticket, request: Request) -> JobView:
         """The finished job; its error as an exception. A client that leaves cancels it: ClientDisconnect."""
@@ -146,7 +152,7 @@ class Desk:
         """What `ticket.outcome` ended with: the done job, or its error as an exception."""
         view = ticket.outcome.result()
         if not ticket.keep:
-            self._spawn(self.jobs.forget(view.id))
+            self._spawn(ticket.model.jobs.forget(view.id))
         if view.state != DONE:
             raise job_error(view)
         return view
@@ -154,18 +160,18 @@ class Desk:
     def abandon(self, ticket: Ticket) -> None:
         """The client left: cancel the job, or only stop to watch one that is to be found again later."""
         if not ticket.keep:
-            self._spawn(self._cancel(ticket.id), name="cancel")
+            self._spawn(self._cancel(ticket), name="cancel")
         elif not ticket.counted:
             ticket.outcome.cancel()
 
-    async def _cancel(self, job_id: str) -> None:
+    async def _cancel(self, ticket: Ticket) -> None:
         try:
-            await self.jobs.cancel(job_id, TENANT)
+            await ticket.model.jobs.cancel(ticket.id, ticket.tenant)
         except ServiceError as exc:
-            log.info("job %s could not be cancelled: %s", job_id, exc)
+            log.info("job %s could not be cancelled: %s", ticket.id, exc)
 
-    async def _settle(self, job_id: str, counted: bool) -> JobView:
-        view = await self.jobs.wait(job_id)
+    async def _settle(self, model: ServedModel, job_id: str, counted: bool) -> JobView:
+        view = await model.jobs.wait(job_id)
         if counted:
             self.metrics.job_ended(view)
         return view

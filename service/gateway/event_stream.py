@@ -12,7 +12,8 @@ from pydantic_core import to_json
 from starlette.responses import StreamingResponse
 
 from service.errors import ServiceError
-from service.gateway.desk import TENANT, Desk, Ticket
+from service.gateway.desk import Desk, Ticket
+from service.gateway.offer import Offer
 from service.gateway.rendering import image_answer, pictures_of, usage_of
 from service.jobs.job import JobView
 
@@ -40,11 +41,11 @@ def resume_point(last_event_id: str | None) -> str:
 async def follow(desk: Desk, ticket: Ticket, after: str = "0") -> AsyncGenerator[bytes, None]:
     """All events of a job to its end. A client that leaves before cancels the job, unless it is kept."""
     try:
-        position = (await desk.jobs.get(ticket.id, TENANT)).position
+        position = (await ticket.model.jobs.get(ticket.id, ticket.tenant)).position
         yield frame("queued", {"id": ticket.id, "position": position or 0})
-        async for data in _progress(desk, ticket, after):
+        async for data in _progress(ticket, after):
             yield data
-        for data in _result(desk, desk.collect(ticket)):
+        for data in _result(ticket.model.offer, desk.collect(ticket)):
             yield data
     except ServiceError as exc:
         yield frame("error", {"code": exc.code, "message": exc.message})
@@ -53,8 +54,8 @@ async def follow(desk: Desk, ticket: Ticket, after: str = "0") -> AsyncGenerator
             desk.abandon(ticket)
 
 
-async def _progress(desk: Desk, ticket: Ticket, after: str) -> AsyncIterator[bytes]:
-    events = aiter(desk.jobs.events(ticket.id, after))
+async def _progress(ticket: Ticket, after: str) -> AsyncIterator[bytes]:
+    events = aiter(ticket.model.jobs.events(ticket.id, after))
     upcoming: asyncio.Future[tuple[str, bytes]] | None = None
     try:
         while True:
@@ -76,12 +77,12 @@ async def _progress(desk: Desk, ticket: Ticket, after: str) -> AsyncIterator[byt
             await asyncio.gather(upcoming, return_exceptions=True)
 
 
-def _result(desk: Desk, view: JobView) -> Iterator[bytes]:
-    done: dict[str, object] = {"id": view.id, "model": desk.offer.model}
+def _result(offer: Offer, view: JobView) -> Iterator[bytes]:
+    done: dict[str, object] = {"id": view.id, "model": offer.model}
     if view.kind != "tokenize":
         pictures = pictures_of(view)
         for index in range(len(pictures.files)):
-            image = image_answer(pictures, index, desk.offer).model_dump(exclude_unset=True)
+            image = image_answer(pictures, index, offer).model_dump(exclude_unset=True)
             yield frame("image", {"index": index, **image})
         done["usage"] = usage_of(view, pictures).model_dump()
     yield frame("done", done)

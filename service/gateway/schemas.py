@@ -46,6 +46,7 @@ def _how_many(value: object) -> str:
     return "several" if isinstance(value, list) else "one"
 
 
+ModelName = Annotated[str, Field(min_length=1, max_length=200)]
 ClassId = Annotated[int, Field(ge=0, le=(1 << 31) - 1)]
 ClassName = Annotated[str, Field(min_length=1, max_length=200)]
 ClassIds = Annotated[
@@ -69,6 +70,7 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
+    model: ModelName | None = Field(None, description="one of GET /v1/models; the first if absent")
     deadline_ms: int = Field(60_000, ge=1, le=MAX_DEADLINE_MS, description="given up when it passes")
 
 
@@ -239,14 +241,20 @@ class _Query(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class TokenizeQuery(_Query):
+class ModelQuery(_Query):
+    """Query string that names a model; a JSON body's own `model` goes before it."""
+
+    model: ModelName | None = Field(None, description="one of GET /v1/models; the first if absent")
+
+
+class TokenizeQuery(ModelQuery):
     """Query string of `POST /tokenize`."""
 
     encoding: Encoding = "bits"
     fit: Fit = "crop"
 
 
-class DetokenizeQuery(_Query):
+class DetokenizeQuery(ModelQuery):
     """Query string of `POST /detokenize`; a JSON body's own `format` goes before it."""
 
     format: PictureFormat = "png"
@@ -258,7 +266,7 @@ class JobQuery(_Query):
     encoding: Literal["bits", "indices", "packed"] = "bits"
 
 
-class ClassesQuery(_Query):
+class ClassesQuery(ModelQuery):
     """Query string of `GET /classes`."""
 
     search: str = Field("", max_length=200)

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from service.errors import Unavailable
 from service.gateway import openapi
 from service.gateway.answers import ClassAnswer, ClassesAnswer, InfoAnswer
-from service.gateway.desk import Desk, DeskDep
+from service.gateway.desk import DeskDep
 from service.gateway.schemas import (
     MAX_DEADLINE_MS,
     MAX_GUIDANCE_POW,
@@ -17,7 +17,9 @@ from service.gateway.schemas import (
     MAX_TEMPERATURE,
     SAMPLING_FIELDS,
     ClassesQuery,
+    ModelQuery,
 )
+from service.gateway.served_model import ServedModel
 
 router = APIRouter(tags=["model"])
 
@@ -25,22 +27,23 @@ router = APIRouter(tags=["model"])
 @router.get("/classes", responses=openapi.answer(200, ClassesAnswer) | openapi.errors(422))
 async def classes(desk: DeskDep, query: Annotated[ClassesQuery, Query()]) -> Response:
     """The classes that can be drawn, or those whose name contains `search`."""
-    offer = desk.offer
+    offer = desk.catalogue.get(query.model).offer
     found = [ClassAnswer(id=one, name=offer.class_names[one]) for one in offer.search(query.search)]
     return ClassesAnswer(classes=found).response()
 
 
-@router.get("/info", responses=openapi.answer(200, InfoAnswer))
-async def info(desk: DeskDep) -> Response:
+@router.get("/info", responses=openapi.answer(200, InfoAnswer) | openapi.errors(422))
+async def info(desk: DeskDep, query: Annotated[ModelQuery, Query()]) -> Response:
     """The model, its defaults and the bounds of requests."""
-    offer = desk.offer
+    model = desk.catalogue.get(query.model)
+    offer = model.offer
     return InfoAnswer(
         model=offer.model,
         bundle=offer.bundle,
         image_size=offer.image_size,
         grid=offer.grid,
         bits=offer.bits,
-        runtime=await _runtime(desk),
+        runtime=await _runtime(model),
         has_generator=offer.has_generator,
         defaults={name: getattr(offer.sampling, name) for name in SAMPLING_FIELDS},
         limits={
@@ -59,9 +62,9 @@ async def info(desk: DeskDep) -> Response:
     ).response()
 
 
-async def _runtime(desk: Desk) -> str | None:
+async def _runtime(model: ServedModel) -> str | None:
     try:
-        names = {str(worker["runtime"]) for worker in await desk.fleet.workers() if "runtime" in worker}
+        names = {str(worker["runtime"]) for worker in await model.fleet.workers() if "runtime" in worker}
     except Unavailable:
         return None
     return ", ".join(sorted(names)) or None

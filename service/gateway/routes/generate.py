@@ -6,6 +6,7 @@ from starlette.responses import Response
 from service.gateway import openapi
 from service.gateway.answers import PicturesAnswer
 from service.gateway.bodies import read_json
+from service.gateway.caller import CallerDep
 from service.gateway.desk import OpenDesk, repeat_of
 from service.gateway.event_stream import event_stream, follow
 from service.gateway.rendering import picture_response, pictures_answer, pictures_of, wants_picture
@@ -26,12 +27,15 @@ _ANSWER = openapi.answer(
     responses=_ANSWER | openapi.post_errors(),
     openapi_extra=openapi.body(GENERATE),
 )
-async def generate(request: Request, desk: OpenDesk) -> Response:
+async def generate(request: Request, desk: OpenDesk, caller: CallerDep) -> Response:
     """Draw pictures of one or several classes."""
     body = await read_json(request, GENERATE, desk.small_body)
-    job = body.job(desk.offer, events=body.stream)
+    model = await desk.model(body.model)
+    job = body.job(model.offer, events=body.stream)
     repeat = repeat_of(request, lambda: body.model_dump_json(exclude_unset=True).encode())
     ticket = await desk.accept(
+        model,
+        caller,
         "generate",
         job,
         rows=len(job.seeds),
@@ -45,5 +49,5 @@ async def generate(request: Request, desk: OpenDesk) -> Response:
     view = await desk.outcome(ticket, request)
     pictures = pictures_of(view)
     if len(pictures.files) == 1 and wants_picture(request.headers.get("accept", ""), pictures.format):
-        return picture_response(pictures, view.id, desk.offer)
-    return pictures_answer(view, pictures, desk.offer).response()
+        return picture_response(pictures, view.id, model.offer)
+    return pictures_answer(view, pictures, model.offer).response()

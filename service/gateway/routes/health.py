@@ -8,7 +8,8 @@ from starlette.responses import Response
 from service.errors import Unavailable
 from service.gateway import openapi
 from service.gateway.answers import LiveAnswer, ReadyAnswer
-from service.gateway.desk import Desk, DeskDep
+from service.gateway.desk import DeskDep
+from service.gateway.served_model import ServedModel
 from service.jobs.job import Depth
 from service.telemetry import CONTENT_TYPE
 
@@ -27,7 +28,7 @@ async def livez() -> Response:
 async def readyz(desk: DeskDep) -> Response:
     """Redis answers, a worker with loaded weights is alive, and this gateway is not shutting down."""
     await desk.check_open()
-    workers = await desk.fleet.workers()
+    workers = await desk.catalogue.workers()
     return ReadyAnswer(ready=True, workers=workers).response()
 
 
@@ -38,13 +39,14 @@ async def readyz(desk: DeskDep) -> Response:
 )
 async def metrics(desk: DeskDep) -> Response:
     """Metrics of this gateway."""
-    desk.metrics.queues(await _depth(desk))
+    depths = await asyncio.gather(*(_depth(model) for model in desk.catalogue.models))
+    desk.metrics.queues([depth for depth in depths if depth is not None])
     return Response(desk.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
 
-async def _depth(desk: Desk) -> Depth | None:
+async def _depth(model: ServedModel) -> Depth | None:
     try:
         async with asyncio.timeout(_DEPTH_TIMEOUT_S):
-            return await desk.jobs.depth()
+            return await model.jobs.depth()
     except (TimeoutError, Unavailable):
         return None

@@ -10,7 +10,8 @@ from service.errors import NotFound
 from service.gateway import openapi
 from service.gateway.answers import ErrorDetail, JobAnswer, PicturesAnswer, TokensAnswer, TokensListAnswer
 from service.gateway.bodies import check_size, read_json
-from service.gateway.desk import TENANT, Desk, DeskDep, OpenDesk, Repeat, Ticket, repeat_of
+from service.gateway.caller import Caller, CallerDep
+from service.gateway.desk import Desk, DeskDep, OpenDesk, Repeat, Ticket, repeat_of
 from service.gateway.event_stream import event_stream, follow, resume_point
 from service.gateway.offer import Offer
 from service.gateway.rendering import grids_of, pictures_answer, pictures_of, tokens_answer
@@ -40,19 +41,22 @@ _ID = re.compile(r"[0-9a-f]{32}")
     | openapi.errors(408, 413, 415, 422, 500, 503),
     openapi_extra=openapi.body(ORDER),
 )
-async def create(request: Request, desk: OpenDesk) -> Response:
+async def create(request: Request, desk: OpenDesk, caller: CallerDep) -> Response:
     """Take a job in and answer at once."""
     order = await read_json(request, ORDER, desk.any_body)
     repeat = repeat_of(request, lambda: order.model_dump_json(exclude_unset=True).encode())
-    ticket = await _accept(desk, order, repeat)
-    view = await desk.jobs.get(ticket.id, TENANT)
+    ticket = await _accept(desk, caller, order, repeat)
+    view = await ticket.model.jobs.get(ticket.id, ticket.tenant)
     return _answer(view).response(202, {"Location": f"/jobs/{ticket.id}"})
 
 
-async def _accept(desk: Desk, order: Order, repeat: Repeat | None) -> Ticket:
+async def _accept(desk: Desk, caller: Caller, order: Order, repeat: Repeat | None) -> Ticket:
+    model = await desk.model(order.model)
     if isinstance(order, GenerateOrder):
-        drawing = order.job(desk.offer, events=True)
+        drawing = order.job(model.offer, events=True)
         return await desk.accept(
+            model,
+            caller,
             "generate",
             drawing,
             rows=len(drawing.seeds),
@@ -63,16 +67,16 @@ async def _accept(desk: Desk, order: Order, repeat: Repeat | None) -> Ticket:
             events=True,
         )
     if isinstance(order, DetokenizeOrder):
-        job = detokenize_job(order.grid(desk.offer), order.format or "png")
+        job = detokenize_job(order.grid(model.offer), order.format or "png")
         return await desk.accept(
-            "detokenize", job, rows=1, deadline_ms=order.deadline_ms, repeat=repeat, keep=True
+            model, caller, "detokenize", job, rows=1, deadline_ms=order.deadline_ms, repeat=repeat, keep=True
         )
     assert isinstance(order, TokenizeOrder)
     upload = order.upload()
-    check_size(len(upload), desk.offer.upload_bytes, "the picture")
-    images = TokenizeJob.of(await fitted(desk, [upload], order.fit))
+    check_size(len(upload), desk.upload_body.max_bytes, "the picture")
+    images = TokenizeJob.of(await fitted(desk, model, [upload], order.fit))
     return await desk.accept(
-        "tokenize", images, rows=1, deadline_ms=order.deadline_ms, repeat=repeat, keep=True
+        model, caller, "tokenize", images, rows=1, deadline_ms=order.deadline_ms, repeat=repeat, keep=True
     )
 
 
@@ -82,14 +86,16 @@ async def _accept(desk: Desk, order: Order, repeat: Repeat | None) -> Ticket:
     | openapi.answer(202, JobAnswer, "queued or running")
     | openapi.errors(404, 409, 410, 422, 500, 503, 504),
 )
-async def look(request: Request, job_id: str, desk: DeskDep, query: Annotated[JobQuery, Query()]) -> Response:
+async def look(
+    request: Request, job_id: str, desk: DeskDep, caller: CallerDep, query: Annotated[JobQuery, Query()]
+) -> Response:
     """The state of a job and, when it is done, its result as the waiting request would have got it."""
-    view = await desk.jobs.get(checked(job_id), TENANT)
+    model, view = await desk.catalogue.find(checked(job_id), caller.tenant)
     answer = _answer(view)
     if not view.terminal:
         return answer.response(202)
     if view.state == DONE:
-        answer.result = _result(view, query.encoding, desk.offer)
+        answer.result = _result(view, query.encoding, model.offer)
         return answer.response()
     error = job_error(view)
     answer.error = ErrorDetail(code=error.code, message=error.message, request_id=request_id_of(request))
@@ -100,15 +106,11 @@ async def look(request: Request, job_id: str, desk: DeskDep, query: Annotated[Jo
     "/{job_id}",
     responses=openapi.answer(200, JobAnswer, "the state after it") | openapi.errors(404, 410, 422, 503),
 )
-async def cancel(job_id: str, desk: DeskDep) -> Response:
+async def cancel(job_id: str, desk: DeskDep, caller: CallerDep) -> Response:
     """Cancel a job; one that has ended stays as it is."""
-    try:
-        await desk.jobs.cancel(checked(job_id), TENANT)
-    except NotFound:
-        # Tells an expired result from a job that never was.
-        await desk.jobs.get(job_id, TENANT)
-        raise
-    return _answer(await desk.jobs.get(job_id, TENANT)).response()
+    model, _ = await desk.catalogue.find(checked(job_id), caller.tenant)
+    await model.jobs.cancel(job_id, caller.tenant)
+    return _answer(await model.jobs.get(job_id, caller.tenant)).response()
 
 
 @router.get(
@@ -117,11 +119,11 @@ async def cancel(job_id: str, desk: DeskDep) -> Response:
     | openapi.errors(404, 410, 422, 503),
     response_class=Response,
 )
-async def events(request: Request, job_id: str, desk: DeskDep) -> Response:
+async def events(request: Request, job_id: str, desk: DeskDep, caller: CallerDep) -> Response:
     """Follow a job to its end; Last-Event-ID resumes. Leaving does not cancel the job."""
-    await desk.jobs.get(checked(job_id), TENANT)
+    model, _ = await desk.catalogue.find(checked(job_id), caller.tenant)
     after = resume_point(request.headers.get("last-event-id"))
-    return event_stream(follow(desk, desk.visit(job_id), after))
+    return event_stream(follow(desk, desk.visit(model, caller, job_id), after))
 
 
 def checked(job_id: str) -> str:
