@@ -15,10 +15,10 @@ from service.gateway import responses
 from service.gateway.desk import Desk
 from service.gateway.http_server import listen, make_server
 from service.gateway.middleware import Envelope
-from service.gateway.routes import about, generate, health, jobs, page, tokens
+from service.gateway.routes import about, generate, health, jobs, openai, page, tokens
 from service.settings import Settings
 
-_ROUTES = (generate, tokens, jobs, about, health, page)
+_ROUTES = (generate, tokens, jobs, openai, about, health, page)
 _ABOUT = "Class-conditional pictures and bit tokens with MaskBit models."
 
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 
-from models.bundle import Bundle
+from models.bundle import MANIFEST, Bundle
 from models.sampling_config import SamplingConfig
 from service.errors import InvalidRequest
 from service.settings import Settings
@@ -17,10 +17,14 @@ _SUGGESTIONS = 3
 
 @dataclass(frozen=True)
 class Offer:
-    """`max_steps`: the bit groups of a picture, 0 without a generator. `num_codes`: of token indices."""
+    """`max_steps`: the bit groups of a picture, 0 without a generator. `num_codes`: of token indices.
+
+    `created_s`: when the bundle was written, seconds since the epoch.
+    """
 
     model: str
     bundle: str
+    created_s: int
     licence: str
     image_size: int
     grid: tuple[int, int]
@@ -40,6 +44,7 @@ class Offer:
         return cls(
             model=manifest.name,
             bundle=bundle.ref,
+            created_s=int((bundle.path / MANIFEST).stat().st_mtime),
             licence=manifest.licence,
             image_size=manifest.image_size,
             grid=(manifest.grid, manifest.grid),

@@ -8,7 +8,8 @@ from service.gateway.answers import PicturesAnswer
 from service.gateway.bodies import read_json
 from service.gateway.caller import CallerDep
 from service.gateway.desk import OpenDesk, repeat_of
-from service.gateway.event_stream import event_stream, follow
+from service.gateway.event_stream import event_stream
+from service.gateway.job_events import follow
 from service.gateway.rendering import picture_response, pictures_answer, pictures_of, wants_picture
 from service.gateway.schemas import GENERATE
 

@@ -12,7 +12,8 @@ from service.gateway.answers import ErrorDetail, JobAnswer, PicturesAnswer, Toke
 from service.gateway.bodies import check_size, read_json
 from service.gateway.caller import Caller, CallerDep
 from service.gateway.desk import Desk, DeskDep, OpenDesk, Repeat, Ticket, repeat_of
-from service.gateway.event_stream import event_stream, follow, resume_point
+from service.gateway.event_stream import event_stream, resume_point
+from service.gateway.job_events import follow
 from service.gateway.offer import Offer
 from service.gateway.rendering import grids_of, pictures_answer, pictures_of, tokens_answer
 from service.gateway.responses import job_error, request_id_of

@@ -1,0 +1,151 @@
+"""The bodies and answers of the OpenAI images API, as far as a class-conditional model can serve it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, TypeAdapter
+
+from service.errors import InvalidRequest
+from service.gateway.answers import Answer
+from service.gateway.offer import Offer
+from service.gateway.schemas import Body, GenerateBody, PictureFormat
+
+MAX_PARTIAL_IMAGES = 3
+
+
+class ImagesBody(Body):
+    """`POST /v1/images/generations`.
+
+    What a client may send but a model without text, transparency or moderation cannot vary is accepted with
+    the values that change nothing. `seed`, `steps` and `guidance_scale` go beyond OpenAI's fields.
+    """
+
+    prompt: str = Field(min_length=1, max_length=200, description="the name or the number of a class")
+    n: int = Field(1, ge=1, le=1024)
+    size: str = Field("auto", max_length=20, description="auto, or the model's own size, such as 64x64")
+    response_format: Literal["b64_json"] = Field("b64_json", description="pictures are never kept at a URL")
+    output_format: PictureFormat = "png"
+    stream: bool | None = Field(None, description="answer with Server-Sent Events; needs n = 1")
+    partial_images: int = Field(
+        0, ge=0, le=MAX_PARTIAL_IMAGES, description="with stream: previews on the way"
+    )
+    background: Literal["auto", "opaque"] = "auto"
+    moderation: Literal["auto", "low"] = "auto"
+    quality: Literal["auto", "standard"] = "auto"
+    user: str | None = Field(None, max_length=1000, description="not used")
+    seed: int | None = Field(None, ge=0, description="as in POST /generate")
+    steps: int | None = Field(None, ge=1, description="as in POST /generate")
+    guidance_scale: float | None = Field(None, ge=0, description="as in POST /generate")
+
+    def drawing(self, offer: Offer) -> GenerateBody:
+        """The same wish as a body of `POST /generate`. Raises InvalidRequest."""
+        self._check(offer)
+        steps = self.steps or offer.sampling.steps
+        wanted = {"seed": self.seed, "steps": self.steps, "guidance_scale": self.guidance_scale}
+        return GenerateBody.model_validate(
+            {name: value for name, value in wanted.items() if value is not None}
+            | {
+                "class_id": self._class_id(offer),
+                "n": self.n,
+                "format": self.output_format,
+                "stream": bool(self.stream),
+                # So many steps apart that no more previews than wanted come before the last step.
+                "preview_every": -(-steps // (self.partial_images + 1)) if self.partial_images else 0,
+                "deadline_ms": self.deadline_ms,
+            }
+        )
+
+    def _check(self, offer: Offer) -> None:
+        own_size = size_of(offer)
+        if self.size not in ("auto", own_size):
+            raise InvalidRequest(
+                f"size is {self.size!r}; the model {offer.model} draws {own_size}, so allowed are auto "
+                f"and {own_size}"
+            )
+        if self.stream and self.n > 1:
+            raise InvalidRequest(f"n is {self.n} with stream; a stream carries one picture")
+        if self.partial_images and not self.stream:
+            raise InvalidRequest(f"partial_images is {self.partial_images} without stream")
+
+    def _class_id(self, offer: Offer) -> int:
+        if self.prompt in offer.class_names or not self.prompt.isascii() or not self.prompt.isdecimal():
+            return offer.class_id(self.prompt)
+        return offer.check_class_id(int(self.prompt))
+
+
+IMAGES: TypeAdapter[ImagesBody] = TypeAdapter(ImagesBody)
+
+
+def size_of(offer: Offer) -> str:
+    """The size of all pictures of a model, as OpenAI writes it."""
+    return f"{offer.image_size}x{offer.image_size}"
+
+
+class TokenDetails(Answer):
+    """Tokens by their kind; the prompt is one class token."""
+
+    image_tokens: int
+    text_tokens: int
+
+
+class TokenUsage(Answer):
+    """What was read and drawn, in tokens."""
+
+    input_tokens: int
+    input_tokens_details: TokenDetails
+    output_tokens: int
+    total_tokens: int
+
+    @classmethod
+    def of(cls, offer: Offer, pictures: int) -> TokenUsage:
+        """The usage of `pictures` drawn pictures: a class token each in, a grid of tokens each out."""
+        drawn = pictures * offer.grid[0] * offer.grid[1]
+        return cls(
+            input_tokens=pictures,
+            input_tokens_details=TokenDetails(image_tokens=0, text_tokens=pictures),
+            output_tokens=drawn,
+            total_tokens=pictures + drawn,
+        )
+
+
+class ImageData(Answer):
+    """One picture; `revised_prompt` is the name of its class."""
+
+    b64_json: str
+    revised_prompt: str
+    seed: int
+
+
+class ImagesAnswer(Answer):
+    """Answer of `POST /v1/images/generations`."""
+
+    created: int
+    data: list[ImageData]
+    background: Literal["opaque"]
+    output_format: str
+    size: str
+    usage: TokenUsage
+
+
+class ModelCard(Answer):
+    """One model: OpenAI's fields, then ours."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    bundle: str
+    licence: str
+    image_size: int
+    grid: tuple[int, int]
+    bits_per_token: int
+    classes: int
+    alive: bool
+
+
+class ModelList(Answer):
+    """Answer of `GET /v1/models`."""
+
+    object: Literal["list"]
+    data: list[ModelCard]
