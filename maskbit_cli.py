@@ -20,7 +20,7 @@ COMMANDS: dict[str, Entry | Group] = {
     "serve": ("service.cli", "serve", "Start Redis, a worker and the gateway with its page, as one."),
     "gateway": ("service.cli", "gateway", "Start the HTTP gateway alone."),
     "worker": ("service.cli", "worker", "Start a worker alone."),
-    "generate": ("models.cli", "generate", "Draw pictures of a class, without a server."),
+    "generate": ("service.client.cli", "generate", "Draw pictures of classes, here or by a service."),
     "tokenize": ("models.cli", "tokenize", "Turn a picture into bit tokens, without a server."),
     "detokenize": ("models.cli", "detokenize", "Turn bit tokens into a picture, without a server."),
     "import": ("models.cli", "import_", "Make a bundle of published weights."),

@@ -1,6 +1,7 @@
 """Class names: where they are read from, and from what a user types to a class id."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -74,3 +75,22 @@ def find_class(names: Sequence[str], wanted: str) -> int:
         else f"; the {len(names)} classes begin with {', '.join(names[:SHOWN])}"
     )
     raise InputError(f"class {wanted[:60]!r} is unknown{hint}")
+
+
+def find_classes(names: Sequence[str], wanted: str) -> list[int]:
+    """Ids of the classes that `wanted` names: one class as in `find_class`, or a list such as `0-15,20`.
+
+    Raises InputError.
+    """
+    parts = [part.strip() for part in wanted.split(",")]
+    # A class name may hold commas and digits of its own, hence only what is all numbers is a list.
+    if not all(re.fullmatch(r"\d{1,9}(-\d{1,9})?", part, re.ASCII) for part in parts):
+        return [find_class(names, wanted)]
+    found: list[int] = []
+    for part in parts:
+        first, _, last = part.partition("-")
+        ends = find_class(names, first), find_class(names, last or first)
+        if ends[0] > ends[1]:
+            raise InputError(f"classes {part!r} run backwards; write {ends[1]}-{ends[0]}")
+        found += range(ends[0], ends[1] + 1)
+    return found

@@ -198,7 +198,8 @@ import torch
 from training.recipe_file import build_recipe, load_values
 
 torch.set_num_threads(1)
-from training import checkpoints, whole_file
+from models import whole_file
+from training import checkpoints
 from training.generator_loop import train_generator
 
 def killing(function, when, number):

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from models.errors import ConfigError
-from training.whole_file import whole_file, write_whole
+from models.whole_file import whole_file, write_whole
 
 
 def test_a_file_is_there_as_a_whole_or_as_it_was(tmp_path: Path) -> None:

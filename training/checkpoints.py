@@ -19,7 +19,7 @@ from training.optimization import pictures_per_step
 from training.processes import merged, total
 from training.recipe import Recipe
 from training.sharding import load_network, load_optimizer, network_state, optimizer_state
-from training.whole_file import whole_file
+from models.whole_file import whole_file
 
 KEEP = 2  # newest checkpoints that stay on disk
 CONTENT = ("recipe", "step", "networks", "ema", "ema_updates", "optimizers", "position")

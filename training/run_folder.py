@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from models.errors import CheckpointError
 from training.checkpoints import checkpoint_files, load_checkpoint
 from training.recipe import Recipe
-from training.whole_file import whole_file
+from models.whole_file import whole_file
 
 RECIPE_FILE = "recipe.json"
 # What may change between two sittings of one run: where and how fast it runs, how long, and what it reads.

@@ -41,7 +41,7 @@ from training.data.sources import find_shards
 from training.frozen_tokenizer import load_frozen_tokenizer
 from training.processes import processes
 from training.recipe import GeneratorRecipe
-from training.whole_file import write_whole
+from models.whole_file import write_whole
 
 SAMPLES_PER_PART = 2048
 REPORTS = "part-*.json"

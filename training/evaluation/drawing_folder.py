@@ -22,7 +22,7 @@ from PIL import Image
 from models.errors import CheckpointError, ConfigError
 from training.evaluation.feature_sample import FeatureSample
 from training.evaluation.tally import Tally
-from training.whole_file import write_whole
+from models.whole_file import write_whole
 
 CONFIG_FILE = "config.json"
 GRID_FILE = "grid.png"

@@ -1,0 +1,112 @@
+"""A running service as a program sees it: requests that are repeated until they are answered or refused."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import httpx
+
+from models.errors import InputError
+from service.errors import Unavailable
+
+_ANSWER_TIMEOUT_S = 3700.0  # longer than any job may take
+_CONNECT_TIMEOUT_S = 10.0
+_LONGEST_PAUSE_S = 30.0
+_BUSY = frozenset({429, 502, 503, 504})
+
+T = TypeVar("T")
+
+
+class Remote:
+    """The service at `url`; safe for several threads. Close it after use.
+
+    A service that is busy, restarting or out of reach is asked again for `patience_s` seconds: then
+    Unavailable. What it refuses is raised as InputError with its own sentence.
+    """
+
+    def __init__(self, url: str, api_key: str | None, *, patience_s: float = 600.0) -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        timeout = httpx.Timeout(_ANSWER_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
+        self.url = url.rstrip("/")
+        self._patience_s = patience_s
+        self._leaving = threading.Event()
+        try:
+            self._http = httpx.Client(base_url=self.url, headers=headers, limits=limits, timeout=timeout)
+        except (httpx.InvalidURL, ValueError) as exc:
+            raise InputError(f"--server is {url!r}, which is no address: {exc}") from exc
+
+    def close(self) -> None:
+        """Give up what is under way: the service cancels it."""
+        self._leaving.set()
+        self._http.close()
+
+    def info(self, model: str | None) -> dict[str, Any]:
+        """`GET /info`."""
+        return self._json(lambda: self._http.get("/info", params=_query(model)))
+
+    def class_names(self, model: str | None) -> list[str]:
+        """The class names by id, by `GET /classes`."""
+        answer = self._json(lambda: self._http.get("/classes", params=_query(model)))
+        return [str(one["name"]) for one in answer["classes"]]
+
+    def slots(self) -> int:
+        """Pictures that all living workers draw at a time; 0 when none is ready."""
+        answer = self._json(lambda: self._http.get("/readyz"))
+        return sum(int(worker.get("slots", 1)) for worker in answer["workers"])
+
+    def generate(self, body: dict[str, Any]) -> list[dict[str, Any]]:
+        """The `images` of `POST /generate`."""
+        return list(self._json(lambda: self._http.post("/generate", json=body))["images"])
+
+    def _json(self, ask: Callable[[], httpx.Response]) -> dict[str, Any]:
+        give_up_s = time.monotonic() + self._patience_s
+        failures = 0
+        while True:
+            failures += 1
+            pause_s = random.uniform(0, min(_LONGEST_PAUSE_S, 0.25 * 2.0 ** min(failures, 10)))
+            try:
+                reply = ask()
+            except (httpx.UnsupportedProtocol, httpx.InvalidURL) as exc:
+                raise InputError(f"--server is {self.url!r}: {exc}") from exc
+            except httpx.TransportError as exc:
+                problem = f"{type(exc).__name__}: {exc}"
+            else:
+                if reply.is_success:
+                    return self._object(reply)
+                problem = _sentence(reply)
+                if reply.status_code not in _BUSY:
+                    raise InputError(f"{self.url} refused: {problem}")
+                pause_s = max(pause_s, min(_LONGEST_PAUSE_S, _retry_after_s(reply)))
+            if self._leaving.is_set() or time.monotonic() + pause_s > give_up_s:
+                raise Unavailable(f"{self.url} did not answer for {self._patience_s:.0f} s: {problem}")
+            self._leaving.wait(pause_s)
+
+    def _object(self, reply: httpx.Response) -> dict[str, Any]:
+        try:
+            answer = reply.json()
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise InputError(f"{self.url} answered with something else than JSON; is it a MaskBit service?")
+        return answer
+
+
+def _query(model: str | None) -> dict[str, str]:
+    return {"model": model} if model else {}
+
+
+def _sentence(reply: httpx.Response) -> str:
+    try:
+        return str(reply.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"status {reply.status_code}"
+
+
+def _retry_after_s(reply: httpx.Response) -> float:
+    text = reply.headers.get("retry-after", "")
+    return float(text) if text.isdecimal() else 0.0
