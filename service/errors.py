@@ -2,10 +2,11 @@
 
 MaskBitError
 └── ServiceError
-    ├── InvalidRequest 422 · UnsupportedMedia 415 · PayloadTooLarge 413 · BodyTimeout 408
+    ├── InvalidRequest 422 · UnsupportedMedia 415 · PayloadTooLarge 413 · BodyTimeout 408 · Misdirected 421
     ├── NotFound 404 · ResultExpired 410 · JobCancelled 409 · IdempotencyConflict 422
-    ├── TenantLimit 429 · QueueFull 503 · Unavailable 503
-    └── DeadlinePassed 504 · JobFailed 500 · Poisoned 500
+    ├── Unauthorized 401 · TooManyFailedKeys 429 · RateLimited 429 · QuotaExceeded 429
+    ├── TenantLimit 429 · QueueFull 503 · Unavailable 503 (Moved)
+    └── DeadlineUnmeetable 504 · DeadlinePassed 504 · JobFailed 500 · Poisoned 500
 """
 
 from models.errors import MaskBitError
@@ -38,6 +39,11 @@ class PayloadTooLarge(ServiceError):
     code = "payload_too_large"
 
 
+class Misdirected(ServiceError):
+    status = 421
+    code = "misdirected"
+
+
 class BodyTimeout(ServiceError):
     status = 408
     code = "request_timeout"
@@ -63,6 +69,26 @@ class IdempotencyConflict(ServiceError):
     code = "idempotency_conflict"
 
 
+class Unauthorized(ServiceError):
+    status = 401
+    code = "unauthorized"
+
+
+class TooManyFailedKeys(ServiceError):
+    status = 429
+    code = "too_many_failed_keys"
+
+
+class RateLimited(ServiceError):
+    status = 429
+    code = "rate_limited"
+
+
+class QuotaExceeded(ServiceError):
+    status = 429
+    code = "quota_exceeded"
+
+
 class TenantLimit(ServiceError):
     status = 429
     code = "too_many_jobs"
@@ -76,6 +102,15 @@ class QueueFull(ServiceError):
 class Unavailable(ServiceError):
     status = 503
     code = "unavailable"
+
+
+class Moved(Unavailable):
+    """This revision of a model takes no new jobs any more; a newer one does."""
+
+
+class DeadlineUnmeetable(ServiceError):
+    status = 504
+    code = "deadline_unmeetable"
 
 
 class DeadlinePassed(ServiceError):

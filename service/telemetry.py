@@ -37,57 +37,68 @@ class GatewayMetrics:
         self._queue_wait = Histogram(
             "maskbit_queue_wait_seconds",
             "Time from acceptance to the last start of a job",
-            ["kind"],
+            ["model", "kind"],
             buckets=_JOB_BUCKETS,
             registry=registry,
         )
         self._request_seconds = Histogram(
             "maskbit_request_seconds",
             "Time from acceptance to the end of a job",
-            ["kind", "outcome"],
+            ["model", "kind", "outcome"],
             buckets=_JOB_BUCKETS,
             registry=registry,
         )
         self._queue_depth = Gauge(
-            "maskbit_queue_depth", "Jobs that wait in a queue", ["kind"], registry=registry
+            "maskbit_queue_depth", "Jobs that wait in a queue", ["model", "kind"], registry=registry
         )
         self._oldest_age = Gauge(
-            "maskbit_oldest_job_age_seconds", "Age of the oldest job of a queue", ["kind"], registry=registry
+            "maskbit_oldest_job_age_seconds",
+            "Age of the oldest job of a queue",
+            ["model", "kind"],
+            registry=registry,
         )
         self._jobs = Counter(
-            "maskbit_jobs", "Accepted jobs that ended", ["kind", "outcome"], registry=registry
+            "maskbit_jobs", "Accepted jobs that ended", ["model", "kind", "outcome"], registry=registry
         )
         self._shed = Counter("maskbit_shed", "Requests turned away", ["reason"], registry=registry)
+        self._failed_keys = Counter("maskbit_failed_keys", "Requests with a wrong API key", registry=registry)
 
     def http(self, route: str, method: str, code: int, seconds: float) -> None:
         """One HTTP exchange; `route` is a template, never a path."""
         self._http_requests.labels(route, method if method in _METHODS else "other", str(code)).inc()
         self._http_seconds.labels(route).observe(seconds)
 
-    def job_ended(self, view: JobView) -> None:
-        """A job that this gateway accepted is terminal."""
+    def job_ended(self, model: str, view: JobView) -> None:
+        """A job that this gateway accepted for `model` is terminal."""
         outcome = _OUTCOMES[view.state]
-        self._jobs.labels(view.kind, outcome).inc()
-        self._request_seconds.labels(view.kind, outcome).observe(_seconds(view.created_ms, view.finished_ms))
+        self._jobs.labels(model, view.kind, outcome).inc()
+        seconds = _seconds(view.created_ms, view.finished_ms)
+        self._request_seconds.labels(model, view.kind, outcome).observe(seconds)
         if view.started_ms:
-            self._queue_wait.labels(view.kind).observe(_seconds(view.created_ms, view.started_ms))
+            seconds = _seconds(view.created_ms, view.started_ms)
+            self._queue_wait.labels(model, view.kind).observe(seconds)
 
     def shed(self, reason: str) -> None:
         """A request was turned away; `reason` is an error code of the service."""
         self._shed.labels(reason).inc()
 
-    def queues(self, depths: Iterable[Depth]) -> None:
-        """What the queues of all models look like now; nothing where Redis does not say."""
+    def key_failed(self) -> None:
+        """A request came with a wrong API key."""
+        self._failed_keys.inc()
+
+    def queues(self, depths: Iterable[tuple[str, Depth]]) -> None:
+        """The queues of the models now, revisions of one together; nothing while Redis is away."""
         self._queue_depth.clear()
         self._oldest_age.clear()
-        waiting: Counts[str] = Counts()
-        oldest_s: dict[str, float] = {}
-        for name, one in (item for depth in depths for item in depth.queues.items()):
-            waiting[name] += one.waiting
-            oldest_s[name] = max(oldest_s.get(name, 0.0), one.oldest_age_s)
-        for name, age_s in oldest_s.items():
-            self._queue_depth.labels(name).set(waiting[name])
-            self._oldest_age.labels(name).set(age_s)
+        waiting: Counts[tuple[str, str]] = Counts()
+        oldest_s: dict[tuple[str, str], float] = {}
+        for model, depth in depths:
+            for kind, one in depth.queues.items():
+                waiting[model, kind] += one.waiting
+                oldest_s[model, kind] = max(oldest_s.get((model, kind), 0.0), one.oldest_age_s)
+        for labels, age_s in oldest_s.items():
+            self._queue_depth.labels(*labels).set(waiting[labels])
+            self._oldest_age.labels(*labels).set(age_s)
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
@@ -105,8 +116,14 @@ class WorkerMetrics:
         self.step_rows = _histogram(
             registry, "maskbit_step_rows", "Pictures in a sampling step", _ROW_BUCKETS
         )
-        self.slots_active = Gauge("maskbit_slots_active", "Pictures being drawn", registry=registry)
-        self.slots_total = Gauge("maskbit_slots_total", "Pictures that fit at a time", registry=registry)
+        self.slots_active = Gauge(
+            "maskbit_slots_active",
+            "Slots taken; a picture without guidance takes half a one",
+            registry=registry,
+        )
+        self.slots_total = Gauge(
+            "maskbit_slots_total", "Pictures with guidance that fit at a time", registry=registry
+        )
         self.encode_seconds = _histogram(
             registry, "maskbit_encode_seconds", "One batch of pictures to tokens", _STEP_BUCKETS
         )
@@ -115,7 +132,10 @@ class WorkerMetrics:
         )
         self.images = Counter("maskbit_images", "Pictures drawn", registry=registry)
         self.steps_saved = Counter(
-            "maskbit_steps_saved", "Steps not run since a job was cancelled", registry=registry
+            "maskbit_steps_saved", "Steps not run since a job was cancelled or expired", registry=registry
+        )
+        self.rows_saved = Counter(
+            "maskbit_rows_saved", "Network rows of these steps, with guidance", registry=registry
         )
         self.redeliveries = Counter(
             "maskbit_redeliveries", "Jobs taken over after a lost attempt", registry=registry

@@ -93,8 +93,13 @@ def must_reclaim(consumer: Consumer) -> ClaimedJob:
 
 def test_a_claimed_job_carries_what_was_submitted(redis_url: str, keys: Keys, hire: Hire) -> None:
     before_ms = time.time() * 1000
-    job_id = submit(redis_url, keys, payload=b"\x00\xff", rows=3, wants_events=True, deadline_ms=5000)
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    changes = {"payload": b"\x00\xff", "rows": 3, "wants_events": True, "trace": trace}
+    before_s = time.monotonic()
+    job_id = submit(redis_url, keys, deadline_ms=5000, **changes)
     job = must_claim(hire())
+    assert job.trace == trace
+    assert before_s + 4.99 <= job.deadline_s <= time.monotonic() + 5.01
     assert (job.id, job.kind, job.payload, job.rows) == (job_id, "generate", b"\x00\xff", 3)
     assert (job.attempt, job.solo, job.wants_events, job.queue) == (1, False, True, keys.interactive)
     assert before_ms + 4999 <= job.deadline_ms <= time.time() * 1000 + 5001

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import msgpack
 import numpy as np
@@ -17,12 +20,18 @@ from models.drawing import draw
 from models.runtime.base import StepBatch, StepResult
 from models.runtime.noop_runtime import NoopRuntime
 from models.sampling_config import SamplingConfig
+from models.schedule import plan_steps
 from service.jobs.consumer import Consumer
-from service.jobs.job import NewJob, QueueLimits
+from service.jobs.job import ClaimedJob, NewJob, QueueLimits
 from service.jobs.keys import Keys
 from service.jobs.payloads import GenerateJob, Pictures, TokenGrids
+from service.jobs.speed import Speed
 from service.jobs.store import JobStore
+from service.settings import Settings
 from service.telemetry import WorkerMetrics
+from service.worker import succession
+from service.worker.scheduler import SlotTable
+from service.worker.task import NoObserver, Observer, Outcome, Stage, Task
 from service.worker.worker import Worker
 from tests.gateway_harness import until
 
@@ -48,11 +57,25 @@ class GatedRuntime(NoopRuntime):
 
 
 @contextmanager
-def working(url: str, keys: Keys, runtime: NoopRuntime, bundle: Bundle, name: str) -> Iterator[Worker]:
+def working(
+    url: str,
+    keys: Keys,
+    runtime: NoopRuntime,
+    bundle: Bundle,
+    name: str,
+    observer: Observer | None = None,
+) -> Iterator[Worker]:
     """A worker in a thread; its crash, if any, is kept in `crashes`."""
     consumer = Consumer(url, keys, name, LIMITS)
     worker = Worker(
-        consumer, runtime, bundle, slots=4, lease_s=LIMITS.lease_s, drain_s=0.5, metrics=WorkerMetrics()
+        consumer,
+        runtime,
+        bundle,
+        table=SlotTable(4),
+        lease_s=LIMITS.lease_s,
+        drain_s=0.5,
+        metrics=WorkerMetrics(),
+        observer=observer,
     )
 
     def run() -> None:
@@ -138,7 +161,7 @@ async def test_a_cancelled_job_frees_its_slots_before_the_next_step(
     await store.start()
     with working(redis_url, keys, runtime, tiny_bundle, "w1") as worker:
         await store.submit(job("unwanted", count=4))
-        until(lambda: worker.engine.free_slots() == 0)
+        until(lambda: worker.engine.free_slots() < 4)
         assert await store.cancel("unwanted", "public")
         until(lambda: not worker._jobs)
         runtime.gate.set()
@@ -219,3 +242,168 @@ async def test_a_lost_job_is_taken_over_although_the_queue_never_empties(
 def _open(url: str, keys: Keys) -> int:
     with Redis.from_url(url) as redis:
         return int(redis.zcard(keys.open))
+
+
+@pytest.mark.anyio
+async def test_a_job_past_its_deadline_leaves_before_the_next_step(
+    redis_url: str, keys: Keys, tiny_bundle: Bundle
+) -> None:
+    runtime = GatedRuntime(tiny_bundle)
+    # Not started: no gateway sweeps, so that the worker has to see by itself that the time is over.
+    store = JobStore(redis_url, keys, LIMITS)
+    with working(redis_url, keys, runtime, tiny_bundle, "w1") as worker:
+        await store.submit(replace(job("late", count=4), deadline_ms=300))
+        until(lambda: worker.engine.free_slots() < 4)
+        time.sleep(0.3)
+        runtime.gate.set()
+        until(lambda: worker.engine.idle)
+        # One step may have begun in time.
+        assert runtime.steps <= 1
+        rendered = worker.metrics.render().decode()
+        assert (await store.get("late", "public")).state == "R"
+        await store._link.run("sweep")
+        until(lambda: not worker._jobs)
+    assert (await store.get("late", "public")).state == "X"
+    assert f"maskbit_steps_saved_total {4.0 * (6 - runtime.steps)}" in rendered
+    await store.close()
+
+
+@pytest.mark.anyio
+async def test_progress_says_how_much_is_still_masked(
+    redis_url: str, keys: Keys, tiny_bundle: Bundle
+) -> None:
+    store = JobStore(redis_url, keys, LIMITS)
+    await store.start()
+    request = replace(GenerateJob.unpack(job("a").payload), events=True)
+    with working(redis_url, keys, NoopRuntime(tiny_bundle), tiny_bundle, "w1"):
+        await store.submit(replace(job("a"), payload=request.pack(), wants_events=True))
+        await store.wait("a")
+        events = []
+        async for _, text in store.events("a"):
+            events.append(json.loads(text)["data"])
+            if len(events) == 5:
+                break
+    await store.close()
+    config = tiny_bundle.manifest.generator
+    assert config is not None
+    plans = plan_steps(SAMPLING, config.num_tokens * config.codebook_splits)
+    assert [event["masked"] for event in events] == [plan.mask_count for plan in plans[:5]]
+    assert [event["step"] for event in events] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.anyio
+async def test_a_worker_announces_the_speed_that_it_measured(
+    redis_url: str, keys: Keys, tiny_bundle: Bundle
+) -> None:
+    store = JobStore(redis_url, keys, LIMITS)
+    await store.start()
+    with working(redis_url, keys, NoopRuntime(tiny_bundle), tiny_bundle, "w1"):
+        until(lambda: _announced(redis_url, keys))
+        [fresh] = await store.workers()
+        assert (fresh["slots"], fresh["rows_per_s"], fresh["step_s"]) == (4, None, None)
+        await store.submit(job("a", count=8))
+        await store.wait("a")
+        until(lambda: (_announced(redis_url, keys) or {}).get("rows_per_s"))
+        speed = Speed.of(await store.workers())
+        await store.close()
+    assert 0 < speed.drawing.call_s < 1
+    assert speed.drawing.per_s > 1
+    assert speed.drawing.images == 8
+
+
+def _announced(url: str, keys: Keys) -> dict[str, object] | None:
+    with Redis.from_url(url) as redis:
+        text = redis.get(keys.worker("w1"))
+    return json.loads(text) if text else None
+
+
+def test_an_idle_worker_ends_although_its_reads_would_go_on_for_longer(
+    redis_url: str, keys: Keys, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CLAIM_BLOCK_S", "IDLE_WAIT_S"):
+        monkeypatch.setattr(f"service.worker.worker.{name}", 60.0)
+    # Redis ends a blocking read after 5 s by itself.
+    monkeypatch.setattr("service.jobs.consumer.BLOCK_MAX_S", 60.0)
+    consumer = Consumer(redis_url, keys, "w1", LIMITS)
+    worker = Worker(
+        consumer,
+        NoopRuntime(tiny_bundle),
+        tiny_bundle,
+        table=SlotTable(4),
+        lease_s=LIMITS.lease_s,
+        drain_s=30.0,
+        metrics=WorkerMetrics(),
+    )
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    with Redis.from_url(redis_url) as redis:
+        until(lambda: sum("b" in client["flags"] for client in redis.client_list()) == 3)
+        worker.stop()
+        thread.join(20)
+        assert not thread.is_alive()
+        assert not redis.exists(keys.worker("w1"))
+
+
+class Spy(NoObserver):
+    """An observer that notes what happens to jobs."""
+
+    def __init__(self) -> None:
+        self.heard: dict[str, list[str]] = defaultdict(list)
+
+    def claimed(self, job: ClaimedJob) -> None:
+        self.heard[job.id].append(f"claimed {job.trace}")
+
+    def worked(self, stage: Stage, tasks: Sequence[Task], rows: int, began_ns: int, ended_ns: int) -> None:
+        for task in tasks:
+            self.heard[task.id].append(f"{stage} {task.trace}")
+
+    def ended(self, job: ClaimedJob, outcome: Outcome) -> None:
+        self.heard[job.id].append(outcome)
+
+
+@pytest.mark.anyio
+async def test_an_observer_follows_every_job_from_claim_to_end(
+    redis_url: str, keys: Keys, tiny_bundle: Bundle
+) -> None:
+    store, spy, runtime = JobStore(redis_url, keys, LIMITS), Spy(), GatedRuntime(tiny_bundle)
+    await store.start()
+    with working(redis_url, keys, runtime, tiny_bundle, "w1", spy) as worker:
+        await store.submit(replace(job("dropped"), trace="c"))
+        until(lambda: worker.engine.free_slots() < 4)
+        await store.cancel("dropped", "public")
+        until(lambda: "dropped" in spy.heard["dropped"])
+        runtime.gate.set()
+        await store.submit(replace(job("done"), trace="a"))
+        await store.submit(NewJob("failed", "generate", b"\xc1", fingerprint="f", trace="b"))
+        await store.wait("done")
+        await store.wait("failed")
+    await store.close()
+    assert spy.heard["done"] == ["claimed a", *["step a"] * 6, "finish a", "done"]
+    assert spy.heard["failed"] == ["claimed b", "failed"]
+    # The step that was under way is told later.
+    assert spy.heard["dropped"][:2] == ["claimed c", "dropped"]
+    assert len(spy.heard["dropped"]) <= 3
+
+
+def test_a_worker_is_announced_only_when_its_runtime_is_warm(
+    redis_url: str, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = Keys(tiny_bundle.manifest.name, tiny_bundle.revision)
+    announced: list[bool] = []
+
+    class Cold(NoopRuntime):
+        def warm_up(self) -> None:
+            with Redis.from_url(redis_url) as redis:
+                announced.append(bool(redis.exists(keys.workers)))
+
+    monkeypatch.setattr(succession, "load_runtime", lambda bundle, *_, **__: Cold(bundle))
+    settings = Settings(redis_url=redis_url, bundle=str(tiny_bundle.path))
+    process = succession.Succession(settings, WorkerMetrics(), None)
+    thread = threading.Thread(target=process.run)
+    thread.start()
+    with Redis.from_url(redis_url) as redis:
+        until(lambda: redis.exists(keys.workers))
+        assert announced == [False]
+        process.stop()
+        thread.join(20)
+    assert not thread.is_alive()

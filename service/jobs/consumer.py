@@ -32,7 +32,7 @@ class Consumer:
     """
 
     def __init__(self, url: str, keys: Keys, worker_id: str, limits: QueueLimits) -> None:
-        self._redis = connect(url)
+        self._redis = connect(url, name=worker_id)
         self._keys = keys
         self._limits = limits
         self.worker_id = worker_id
@@ -220,6 +220,27 @@ class Consumer:
         except (RedisError, OSError) as error:
             self._trouble(error)
 
+    def unblock(self) -> None:
+        """End the blocking reads of this worker's other threads as if their time were over."""
+        try:
+            for client in self._redis.client_list():
+                if client["name"] == self.worker_id and "b" in client["flags"]:
+                    self._redis.client_unblock(int(client["id"]))
+        except (RedisError, OSError) as error:
+            # Not every Redis allows it; the reads then end by themselves.
+            _log.debug("blocking reads go on: %s", describe(error))
+
+    def leave(self) -> int | None:
+        """Leave the list of workers before the last job; how many are open, None while Redis is away.
+
+        To be repeated: a revision without workers is closed to new jobs.
+        """
+        try:
+            return int(self._run("leave", self._keys.worker(self.worker_id)))
+        except (RedisError, OSError) as error:
+            self._trouble(error)
+            return None
+
     def retire(self) -> None:
         """Leave the list of workers; to be called after the last job."""
         try:
@@ -233,7 +254,9 @@ class Consumer:
         return reply
 
     def _take(self, reply: Any) -> ClaimedJob:
-        job_id, kind, queue, entry, attempts, solo, payload, rows, deadline, events = reply
+        job_id, kind, queue, entry, attempts, solo, payload, rows, deadline, left_ms, events, trace, age = (
+            reply
+        )
         job = ClaimedJob(
             id=job_id.decode(),
             kind=kind.decode(),
@@ -244,7 +267,10 @@ class Consumer:
             payload=payload,
             rows=int(rows),
             deadline_ms=int(deadline),
+            deadline_s=time.monotonic() + left_ms / 1000,
             wants_events=events == b"1",
+            trace=trace.decode(),
+            age_ms=age,
         )
         with self._lock:
             self._held[job.id] = job

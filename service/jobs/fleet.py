@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 from service.errors import ServiceError, Unavailable
+from service.jobs.speed import Speed
 from service.jobs.store import JobStore
 
 _FRESH_S = 1.0
@@ -13,24 +14,34 @@ _RETRY_S = 2.0
 
 
 class Fleet:
-    """The living workers of the bundle, as they announced themselves."""
+    """The living workers of one revision of the model `name`, as they announced themselves."""
 
-    def __init__(self, jobs: JobStore) -> None:
+    def __init__(self, jobs: JobStore, name: str) -> None:
         self._jobs = jobs
+        self._name = name
         self._workers: list[dict[str, Any]] = []
+        self._speed = Speed()
         self._error: ServiceError | None = None
         self._looked_s = float("-inf")
         self._look: asyncio.Task[None] | None = None
 
-    async def workers(self) -> list[dict[str, Any]]:
-        """At least one worker. Raises Unavailable: there is none, or Redis does not answer."""
-        if time.monotonic() - self._looked_s > _FRESH_S:
+    async def workers(self, *, fresh: bool = False) -> list[dict[str, Any]]:
+        """At least one worker. Raises Unavailable: there is none, or Redis does not answer.
+
+        `fresh` looks again even if somebody did a moment ago.
+        """
+        if fresh or time.monotonic() - self._looked_s > _FRESH_S:
             if self._look is None or self._look.done():
                 self._look = asyncio.create_task(self._refresh())
             await asyncio.shield(self._look)
         if self._error is not None:
             raise Unavailable(self._error.message, retry_after_s=self._error.retry_after_s)
         return self._workers
+
+    @property
+    def speed(self) -> Speed:
+        """How fast they are together, by the last look."""
+        return self._speed
 
     async def close(self) -> None:
         """Wait for a look that is under way."""
@@ -42,8 +53,11 @@ class Fleet:
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 self._workers = await self._jobs.workers()
+            self._speed = Speed.of(self._workers)
             if not self._workers:
-                self._error = Unavailable("no worker with loaded weights is alive", retry_after_s=_RETRY_S)
+                self._error = Unavailable(
+                    f"no worker with the weights of the model {self._name!r} is alive", retry_after_s=_RETRY_S
+                )
         except TimeoutError:
             self._error = Unavailable("the job queue does not answer in time", retry_after_s=_RETRY_S)
         except ServiceError as exc:

@@ -51,6 +51,8 @@ class NewJob:
     rows: int = 1
     """Images in the job."""
     tenant: str = "public"
+    tenant_jobs: int | None = None
+    """This tenant's own bound in place of `QueueLimits.tenant_jobs`."""
     priority: Priority = "interactive"
     deadline_ms: int = 60_000
     """Milliseconds from now after which nobody wants the result."""
@@ -59,12 +61,17 @@ class NewJob:
     """False lets `JobStore.forget` drop the result before its time."""
     wants_events: bool = False
     """Whether the worker should publish progress."""
+    cost: int = 1
+    """Rows that the job costs the network: forward passes of all its pictures; pictures, for the codec."""
+    trace: str = ""
+    """W3C traceparent of the request, empty for none."""
 
     def __post_init__(self) -> None:
         if not self.id or not self.tenant:
             raise ValueError(f"id and tenant must be non-empty, got {self.id!r} and {self.tenant!r}")
-        if self.rows < 1 or self.deadline_ms < 1:
-            raise ValueError(f"rows and deadline_ms must be >= 1, got {self.rows} and {self.deadline_ms}")
+        for name in ("rows", "cost", "deadline_ms"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,13 @@ class ClaimedJob:
     rows: int
     deadline_ms: int
     """Absolute, by the clock of Redis."""
+    deadline_s: float
+    """The same by this process' monotonic clock, late by the time that the answer took."""
     wants_events: bool
+    trace: str
+    """W3C traceparent of the request, empty for none."""
+    age_ms: int
+    """Since it was accepted, when this attempt began."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +116,10 @@ class JobView:
     started_ms: int
     finished_ms: int
     attempts: int
+    rows: int
+    """Images in the job; like its cost 0 unless it is queued."""
+    cost: int
+    """Rows that it costs the network."""
 
     @property
     def terminal(self) -> bool:
@@ -133,6 +150,8 @@ class JobView:
             started_ms=number("started"),
             finished_ms=number("finished"),
             attempts=number("attempts"),
+            rows=number("rows"),
+            cost=number("cost"),
         )
 
 

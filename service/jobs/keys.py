@@ -4,6 +4,18 @@ import hashlib
 from dataclasses import dataclass
 
 GROUP = "g"
+ALLOWANCES = "maskbit:{allowances}:"
+"""Prefix of the hashes that count what tenants ask for, whichever bundle it is."""
+
+
+def revisions_of(bundle: str) -> str:
+    """Sorted set: the revisions of a bundle that workers have loaded, by the time of it, in µs."""
+    return f"maskbit:{{{bundle}}}:revisions"
+
+
+def manifests_of(bundle: str) -> str:
+    """Hash: the manifest of each of these revisions."""
+    return f"maskbit:{{{bundle}}}:manifests"
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,7 @@ class Keys:
 
         The last one is the prefix of the job hashes; names that belong to one job travel inside its hash.
         """
-        names = ("open", "res", "gone", "released", "dead", "rate", "workers", "j:")
+        names = ("open", "res", "gone", "released", "dead", "waiting", "workers", "closed", "j:")
         return (*self.queues, *(self._name(name) for name in names))
 
     @property
@@ -67,6 +79,11 @@ class Keys:
     def results(self) -> str:
         """Sorted set: terminal job ids by the time at which their result is dropped, in ms."""
         return self._name("res")
+
+    @property
+    def waiting(self) -> str:
+        """Hash: for each job stream, the rows that its queued jobs cost the network."""
+        return self._name("waiting")
 
     @property
     def workers(self) -> str:

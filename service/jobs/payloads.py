@@ -47,7 +47,11 @@ class Payload:
 
 @dataclass(frozen=True)
 class GenerateJob(Payload):
-    """Pictures to draw, one per entry of `class_ids` and `seeds`; `events` asks for progress messages."""
+    """Pictures to draw, one per entry of `class_ids` and `seeds`; `events` asks for progress messages.
+
+    With a `mask`, packed by `bits.pack_mask`, only the tokens that it marks are drawn; the others are those
+    of `tokens`, packed by `bits.pack`, in all pictures. Both are empty for pictures from nothing.
+    """
 
     class_ids: tuple[int, ...]
     seeds: tuple[int, ...]
@@ -55,6 +59,8 @@ class GenerateJob(Payload):
     format: str
     events: bool = False
     preview_every: int = 0
+    tokens: bytes = b""
+    mask: bytes = b""
 
     @classmethod
     def _from_values(cls, values: dict[str, Any]) -> GenerateJob:
@@ -104,6 +110,11 @@ class DetokenizeJob(TokenGrids):
     """Token grids to turn into pictures of `format`."""
 
     format: str = "png"
+
+    @classmethod
+    def one(cls, grid: NDArray[np.int64], file_format: str) -> DetokenizeJob:
+        """A job for one grid of indices i64 (side, side)."""
+        return cls(1, len(grid), grid.astype("<i4").tobytes(), file_format)
 
 
 @dataclass(frozen=True)

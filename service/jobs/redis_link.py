@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 from redis import Redis
@@ -16,7 +16,6 @@ from redis.retry import Retry
 
 from service.errors import Unavailable
 from service.jobs import scripts
-from service.jobs.keys import Keys
 
 _T = TypeVar("_T")
 
@@ -35,13 +34,20 @@ _TRANSIENT = (
 # After these nobody knows whether the call was carried out.
 _IN_DOUBT = (RedisConnectionError, RedisTimeoutError, OSError)
 
+TROUBLE = (RedisError, OSError, RuntimeError)
+"""What a call may raise; uvloop says RuntimeError when a closed connection is written to."""
+
 
 def is_transient(error: Exception) -> bool:
     """Whether the same call may succeed later without anybody changing the program."""
-    if isinstance(error, (*_IN_DOUBT, OutOfMemoryError, ReadOnlyError)):
+    if _in_doubt(error) or isinstance(error, (OutOfMemoryError, ReadOnlyError)):
         return True
     # Inside a script Redis 6.2 wraps the error in a sentence.
     return isinstance(error, ResponseError) and any(word in str(error) for word in _TRANSIENT)
+
+
+def _in_doubt(error: Exception) -> bool:
+    return isinstance(error, _IN_DOUBT) or (isinstance(error, RuntimeError) and "closed" in str(error))
 
 
 def describe(error: Exception) -> str:
@@ -54,10 +60,10 @@ def backoff_s(failures: int) -> float:
     return random.uniform(0.0, min(2.0, 0.02 * 2.0 ** min(failures, 10)))
 
 
-def connect(url: str) -> Redis:
-    """A synchronous client; its pool gives each thread a connection of its own."""
+def connect(url: str, name: str | None = None) -> Redis:
+    """A synchronous client; its pool gives each thread a connection of its own, called `name` in Redis."""
     retry = Retry(NoBackoff(), 0)
-    return Redis.from_url(url, protocol=2, socket_timeout=_BLOCKING_TIMEOUT_S, retry=retry)
+    return Redis.from_url(url, protocol=2, socket_timeout=_BLOCKING_TIMEOUT_S, retry=retry, client_name=name)
 
 
 def connect_async(url: str, connections: int, timeout_s: float = _BLOCKING_TIMEOUT_S) -> aioredis.Redis:
@@ -74,15 +80,17 @@ def connect_async(url: str, connections: int, timeout_s: float = _BLOCKING_TIMEO
 
 
 class AsyncLink:
-    """Calls of a gateway. Every one may be repeated safely, and is, a few times, when its answer is lost.
+    """Calls of a gateway; `keys` are the KEYS of all its scripts.
+
+    Every call may be repeated safely, and is, a few times, when its answer is lost.
 
     A call goes on when the task that waits for it is cancelled: otherwise the connection would carry its
     answer to the next caller. Trouble with Redis is raised as Unavailable.
     """
 
-    def __init__(self, url: str, keys: Keys, script_names: Iterable[str]) -> None:
+    def __init__(self, url: str, keys: Sequence[str], script_names: Iterable[str]) -> None:
         self.redis = connect_async(url, _CONNECTIONS, _CALL_TIMEOUT_S)
-        self._keys = keys.shared
+        self._keys = keys
         self._scripts = {name: self.redis.register_script(scripts.source(name)) for name in script_names}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -112,11 +120,11 @@ class AsyncLink:
         while True:
             try:
                 return await make()
-            except (RedisError, OSError) as error:
+            except TROUBLE as error:
                 if not is_transient(error):
                     raise
                 failures += 1
-                if failures == _CALL_TRIES or not isinstance(error, _IN_DOUBT):
+                if failures == _CALL_TRIES or not _in_doubt(error):
                     message = f"the job queue does not answer ({describe(error)})"
                     raise Unavailable(message, retry_after_s=2.0) from error
             await asyncio.sleep(backoff_s(failures))

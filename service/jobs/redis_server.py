@@ -15,6 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from service.errors import Unavailable
+from service.parent import watcher
 
 _OLDEST = (6, 2)
 _READY_TIMEOUT_S = 60.0
@@ -66,13 +67,16 @@ def _version(executable: str) -> tuple[int, int]:
 class RedisServer:
     """A redis-server child process whose append-only file lives in `state_dir`.
 
-    `start` after the process has died brings it back at the same URL with everything it had confirmed.
+    `start` after the process has died brings it back at the same URL with everything it had confirmed. When
+    this process is killed, the server goes on for `outlives_s` seconds, in which others can use it to end.
     """
 
-    def __init__(self, state_dir: Path, executable: str | None = None) -> None:
+    def __init__(self, state_dir: Path, executable: str | None = None, *, outlives_s: float = 0) -> None:
         self._state_dir = state_dir
         self._executable = executable
+        self._outlives_s = outlives_s
         self._process: subprocess.Popen[bytes] | None = None
+        self._watcher: subprocess.Popen[bytes] | None = None
         self._owner_lock: TextIO | None = None
         # The path of a unix socket may have some 100 bytes only, so it is not in the state folder.
         self._socket_dir = Path(tempfile.mkdtemp(prefix="maskbit-"))
@@ -121,10 +125,18 @@ class RedisServer:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        self._end_watcher()
         if self._owner_lock is not None:
             self._owner_lock.close()
             self._owner_lock = None
         shutil.rmtree(self._socket_dir, ignore_errors=True)
+
+    def _end_watcher(self) -> None:
+        if self._watcher is not None:
+            assert self._watcher.stdin is not None
+            self._watcher.stdin.close()
+            self._watcher.wait()
+            self._watcher = None
 
     def _lock_state_dir(self) -> None:
         if self._owner_lock is not None:
@@ -177,6 +189,8 @@ class RedisServer:
             pass_fds=(lock.fileno(),),
             start_new_session=True,
         )
+        self._end_watcher()
+        self._watcher = watcher(self._process.pid, self._outlives_s)
         lock.truncate(0)
         lock.write(str(self._process.pid))
         lock.flush()

@@ -12,10 +12,11 @@ _PRELUDES = {
     "sweep": ("common", "terminate", "drop"),
     "submit": ("common", "drop"),
     "forget": ("common", "drop"),
+    "charge": (),
 }
 
-GATEWAY = ("submit", "cancel", "sweep", "view", "states", "forget", "depth")
-WORKER = ("claim", "begin", "reclaim", "beat", "finish", "release", "announce", "retire")
+GATEWAY = ("submit", "cancel", "sweep", "view", "states", "forget", "depth", "door", "first", "dissolve")
+WORKER = ("claim", "begin", "reclaim", "beat", "finish", "release", "announce", "leave", "retire")
 
 
 @cache

@@ -5,13 +5,13 @@ import json
 import logging
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
-from redis.exceptions import RedisError
-
 from service.errors import (
+    DeadlineUnmeetable,
     IdempotencyConflict,
+    Moved,
     NotFound,
     PayloadTooLarge,
     QueueFull,
@@ -24,7 +24,8 @@ from service.jobs import scripts
 from service.jobs.events import EventTail
 from service.jobs.job import DONE, EXPIRED, QUEUED, RUNNING, Depth, JobView, NewJob, QueueDepth, QueueLimits
 from service.jobs.keys import Keys
-from service.jobs.redis_link import AsyncLink, backoff_s, connect_async, describe
+from service.jobs.redis_link import TROUBLE, AsyncLink, backoff_s, connect_async, describe
+from service.jobs.speed import Forecast, Speed
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class JobStore:
     def __init__(self, url: str, keys: Keys, limits: QueueLimits) -> None:
         self._keys = keys
         self._limits = limits
-        self._link = AsyncLink(url, keys, scripts.GATEWAY)
+        self._link = AsyncLink(url, keys.shared, scripts.GATEWAY)
         self._inbox_redis = connect_async(url, 1)
         self._inbox = keys.inbox(uuid.uuid4().hex)
         self._inbox_seen = "0-0"
@@ -79,22 +80,25 @@ class JobStore:
         await self._link.close()
         await self._inbox_redis.aclose()
 
-    async def submit(self, job: NewJob) -> str:
+    async def submit(self, job: NewJob, speed: Speed | None = None) -> str:
         """Queue a job and return its id: the first job's id when the idempotency key is a repeated one.
 
-        Raises PayloadTooLarge, QueueFull, TenantLimit, IdempotencyConflict, Unavailable.
+        `speed` of the workers lets it refuse a job that cannot be done by its deadline, and say when to come
+        again. Raises PayloadTooLarge, QueueFull, TenantLimit, DeadlineUnmeetable, IdempotencyConflict, Moved,
+        Unavailable.
         """
         if len(job.payload) > self._limits.payload_bytes:
             got, allowed = len(job.payload), self._limits.payload_bytes
             raise PayloadTooLarge(f"the job has {got} bytes, allowed are {allowed}")
         # Whoever submits may be cancelled; the book-keeping still has to follow what Redis decided.
-        return await asyncio.shield(self._link.spawn(self._submit(job)))
+        return await asyncio.shield(self._link.spawn(self._submit(job, speed or Speed())))
 
-    async def _submit(self, job: NewJob) -> str:
+    async def _submit(self, job: NewJob, speed: Speed) -> str:
         now_s = asyncio.get_running_loop().time()
         entry = self._open[job.id] = _Open(job, now_s + job.deadline_ms / 1000)
         try:
-            job_id = self._verdict(job, await self._send(job, job.deadline_ms, again=False))
+            reply = await self._send(job, job.deadline_ms, speed.forecast(job), again=False)
+            job_id = self._verdict(job, reply, speed)
         except BaseException:
             self._open.pop(job.id, None)
             raise
@@ -103,7 +107,7 @@ class JobStore:
             self._open.pop(job.id, None)
         return job_id
 
-    async def _send(self, job: NewJob, deadline_ms: int, *, again: bool) -> Any:
+    async def _send(self, job: NewJob, deadline_ms: int, forecast: Forecast, *, again: bool) -> Any:
         keys, limits = self._keys, self._limits
         generate = keys.bulk if job.priority == "bulk" else keys.interactive
         own_key = job.idempotency_key
@@ -116,21 +120,28 @@ class JobStore:
             keys.events(job.id),
         )
         flags = (int(job.keep_result), int(job.wants_events), int(again))
-        fields = (job.kind, job.tenant, job.fingerprint, job.payload, job.rows, *flags)
+        fields = (job.kind, job.tenant, job.fingerprint, job.payload, job.rows, job.cost, job.trace, *flags)
         ttl_ms = int(limits.result_ttl_s * 1000)
-        bounds = (deadline_ms, ttl_ms, limits.open_jobs, limits.tenant_jobs, limits.results)
-        return await self._link.run("submit", *names, *fields, *bounds)
+        bounds = (deadline_ms, ttl_ms, limits.open_jobs, self._tenant_jobs(job), limits.results)
+        return await self._link.run("submit", *names, *fields, *bounds, *astuple(forecast))
 
-    def _verdict(self, job: NewJob, reply: Any) -> str:
-        verdict, value = reply
+    def _tenant_jobs(self, job: NewJob) -> int:
+        return self._limits.tenant_jobs if job.tenant_jobs is None else job.tenant_jobs
+
+    def _verdict(self, job: NewJob, reply: Any, speed: Speed) -> str:
+        verdict, value, *waiting = reply
         if verdict in (b"OK", b"DUP"):
             return str(value.decode())
         if verdict == b"CONFLICT":
             key = job.idempotency_key
-            raise IdempotencyConflict(f"the idempotency key {key!r} was used before with another request")
-        retry_after_s = value / 1000
+            raise _conflict(key)
+        if verdict == b"MOVED":
+            raise Moved("the model has moved on to a new revision", retry_after_s=1.0)
+        if verdict == b"LATE":
+            raise _unmeetable(job, value, speed)
+        retry_after_s = value / 1000 or speed.retry_after_s(*(int(rows or 0) for rows in waiting))
         if verdict == b"TENANT":
-            allowed = self._limits.tenant_jobs
+            allowed = self._tenant_jobs(job)
             raise TenantLimit(f"{allowed} unfinished jobs are allowed at a time", retry_after_s=retry_after_s)
         raise QueueFull("the queue is full", retry_after_s=retry_after_s)
 
@@ -172,6 +183,32 @@ class JobStore:
             except Unavailable as error:
                 _log.info("%d results stay until their time is over: %s", len(ids), error)
 
+    async def first(self, tenant: str, key: str, fingerprint: str) -> str | None:
+        """The id of the job that an idempotency key led to. Raises IdempotencyConflict, Unavailable."""
+        reply = await self._link.run("first", self._keys.idempotency(tenant, key))
+        if not reply:
+            return None
+        if reply[1].decode() != fingerprint:
+            raise _conflict(key)
+        return str(reply[0].decode())
+
+    async def open_door(self) -> None:
+        """Let new jobs in."""
+        await self._link.run("door", 1)
+
+    async def close_door(self) -> None:
+        """Refuse new jobs, here and in every other gateway, as Moved."""
+        await self._link.run("door", 0)
+
+    async def dissolve(self) -> bool:
+        """Forget a closed revision for which nothing is left; False when there is something."""
+        return bool(await self._link.run("dissolve"))
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job of this gateway is open, or somebody waits for one."""
+        return bool(self._open or self._waits)
+
     def events(self, job_id: str, last_event_id: str = "0") -> AsyncIterator[tuple[str, bytes]]:
         """(id, event) after `last_event_id`, without end: the caller stops when the job is terminal."""
         return self._tail.follow(self._keys.events(job_id), last_event_id)
@@ -205,7 +242,7 @@ class JobStore:
         if reply == [b"gone"]:
             raise ResultExpired(f"the result of job {job_id} has expired")
         names = ("state", "kind", "tenant", "created", "started", "finished", "attempts", "error_code")
-        fields = dict(zip((*names, "error_message", "result"), reply, strict=False))
+        fields = dict(zip((*names, "error_message", "result", "rows", "cost"), reply, strict=False))
         return JobView.from_fields(job_id, fields, position=reply[-1])
 
     async def _look(self, job_id: str) -> None:
@@ -241,7 +278,7 @@ class JobStore:
                 streams: Any = {self._inbox: self._inbox_seen}
                 reply: Any = await self._inbox_redis.xread(streams, count=_INBOX_BATCH, block=_INBOX_BLOCK_MS)
                 failures = 0
-            except (RedisError, OSError) as error:
+            except TROUBLE as error:
                 failures += 1
                 if failures == 1:
                     _log.warning("the inbox cannot be read, trying again: %s", describe(error))
@@ -311,7 +348,7 @@ class JobStore:
             self._resolve(_expired_view(job))
             return
         try:
-            self._verdict(job, await self._send(job, remaining_ms, again=True))
+            self._verdict(job, await self._send(job, remaining_ms, Forecast(), again=True), Speed())
             _log.warning("Redis had lost job %s, it is queued again", job.id)
         except (QueueFull, TenantLimit) as error:
             _log.warning("Redis had lost job %s, to be queued again later: %s", job.id, error)
@@ -330,6 +367,19 @@ def _expired_view(job: NewJob) -> JobView:
 
 def _tombstone(tenant: str, job_id: str) -> str:
     return f"{tenant}/{job_id}"
+
+
+def _unmeetable(job: NewJob, needed_ms: int, speed: Speed) -> DeadlineUnmeetable:
+    # What is too slow even in an empty queue need not come again.
+    hopeless = speed.forecast(job).run_ms > job.deadline_ms
+    return DeadlineUnmeetable(
+        f"at the measured speed it takes {needed_ms} ms at least, the deadline allows {job.deadline_ms} ms",
+        retry_after_s=None if hopeless else (needed_ms - job.deadline_ms) / 1000,
+    )
+
+
+def _conflict(key: str | None) -> IdempotencyConflict:
+    return IdempotencyConflict(f"the idempotency key {key!r} was used before with another request")
 
 
 def _not_found(job_id: str) -> NotFound:

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
-import time
-import uuid
+import signal
 
-import torch
 from prometheus_client import start_http_server
 from redis import Redis
 
-from models.bundle import open_bundle
-from models.runtime.loading import load_runtime
+from models.errors import ConfigError
 from service.errors import Unavailable
-from service.jobs.consumer import Consumer
-from service.jobs.keys import Keys
 from service.jobs.redis_server import check_settings
 from service.settings import Settings
 from service.telemetry import WorkerMetrics
-from service.worker.worker import Worker, stop_on_signals
+from service.tracing import open_tracer
+from service.worker.succession import Succession
+from service.worker.task import Observer
 
 log = logging.getLogger(__name__)
 
@@ -33,43 +28,43 @@ def run_worker(settings: Settings) -> None:
         raise Unavailable(
             "a worker needs a Redis: set MASKBIT_REDIS_URL or --redis-url (maskbit serve brings its own)"
         )
-    started = time.monotonic()
+    if len(settings.bundles) != 1:
+        raise ConfigError(
+            f"a worker serves one bundle, got {settings.bundle!r}; start one worker for each bundle"
+        )
     if settings.threads:
+        import torch
+
         torch.set_num_threads(settings.threads)
-    bundle = open_bundle(settings.bundle)
-    runtime = load_runtime(
-        bundle,
-        settings.runtime,
-        device=settings.device,
-        precision=settings.precision,
-        strict=settings.deterministic == "strict",
-    )
-    runtime.warm_up()
-    _check_redis(settings.redis_url)
     metrics = WorkerMetrics()
+    succession = Succession(settings, metrics, _observer())
+    _check_redis(settings.redis_url)
     if settings.metrics_port is not None:
         _serve_metrics(settings, metrics)
-    worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    limits = settings.queue_limits()
-    keys = Keys(bundle.manifest.name, bundle.revision)
-    worker = Worker(
-        Consumer(settings.redis_url, keys, worker_id, limits),
-        runtime,
-        bundle,
-        slots=settings.slots,
-        lease_s=settings.lease_s,
-        drain_s=settings.drain_s,
-        metrics=metrics,
-    )
-    stop_on_signals(worker)
-    log.info(
-        "worker %s ready with %s on %s after %.1f s",
-        worker_id,
-        bundle.ref,
-        runtime.name,
-        time.monotonic() - started,
-    )
-    worker.run()
+    _obey_signals(succession)
+    succession.run()
+
+
+def _obey_signals(succession: Succession) -> None:
+    """SIGTERM and SIGINT drain, a second one ends the process at once. SIGHUP looks for a new revision."""
+
+    def drain(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        log.info("draining after %s", signal.Signals(number).name)
+        succession.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, drain)
+    signal.signal(signal.SIGHUP, lambda *_: succession.look_now())
+
+
+def _observer() -> Observer | None:
+    tracer = open_tracer("maskbit-worker")
+    if tracer is None:
+        return None
+    from service.worker.job_spans import JobSpans
+
+    return JobSpans(tracer)
 
 
 def _check_redis(url: str) -> None:

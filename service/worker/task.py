@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from models.errors import MaskBitError
 from models.runtime.base import Integers, Pixels
+from service.jobs.job import ClaimedJob
 from service.jobs.payloads import DetokenizeJob, GenerateJob, TokenizeJob
 from service.worker.scheduler import Row
+
+Stage = Literal["step", "encode", "decode", "finish"]
+Outcome = Literal["done", "failed", "dropped", "released"]
 
 
 @dataclass(eq=False)
@@ -18,9 +23,18 @@ class Task:
     id: str
     request: GenerateJob | TokenizeJob | DetokenizeJob
     solo: bool = False
+    deadline_s: float = float("inf")
+    """By the engine's clock; what is not done by then leaves before the next step."""
+    trace: str = ""
+    """W3C traceparent of the request, empty for none."""
     pictures: dict[int, Pixels] = field(default_factory=dict)
     grids: dict[int, Integers] = field(default_factory=dict)
     started_s: float = 0.0
+
+    @property
+    def images(self) -> int:
+        """Pictures of the job."""
+        return len(self.request.seeds) if isinstance(self.request, GenerateJob) else self.request.count
 
 
 class Listener(Protocol):
@@ -34,3 +48,33 @@ class Listener(Protocol):
 
     def failed(self, task: Task, error: MaskBitError) -> None:
         """The task cannot be done."""
+
+
+class Observer(Protocol):
+    """Where tracing listens. Called from any of a worker's threads; every method must return quickly.
+
+    A job is claimed, worked on in stages, together with others, and ended. A batch that was under way when a
+    job was dropped is told after its end.
+    """
+
+    def claimed(self, job: ClaimedJob) -> None:
+        """An attempt at `job` begins here."""
+
+    def worked(self, stage: Stage, tasks: Sequence[Task], rows: int, began_ns: int, ended_ns: int) -> None:
+        """One batch of `rows` network rows, pictures or files for `tasks`; times since the epoch."""
+
+    def ended(self, job: ClaimedJob, outcome: Outcome) -> None:
+        """This worker is through with `job`; `dropped`: it was cancelled, expired or lost."""
+
+
+class NoObserver:
+    """Observes nothing."""
+
+    def claimed(self, job: ClaimedJob) -> None:
+        """Nothing."""
+
+    def worked(self, stage: Stage, tasks: Sequence[Task], rows: int, began_ns: int, ended_ns: int) -> None:
+        """Nothing."""
+
+    def ended(self, job: ClaimedJob, outcome: Outcome) -> None:
+        """Nothing."""

@@ -12,11 +12,11 @@ import json
 import logging
 import os
 import queue
-import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -31,11 +31,12 @@ from service.errors import JobFailed, ServiceError
 from service.jobs.consumer import Consumer
 from service.jobs.job import ClaimedJob
 from service.jobs.payloads import DetokenizeJob, GenerateJob, Pictures, TokenGrids, TokenizeJob
+from service.logs import of_job
 from service.pictures import npy_file, picture_file, tokens_file
 from service.telemetry import WorkerMetrics
 from service.worker.engine import Engine
-from service.worker.scheduler import Row
-from service.worker.task import Task
+from service.worker.scheduler import Row, SlotTable
+from service.worker.task import NoObserver, Observer, Task
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +48,17 @@ REQUESTS: dict[str, type[GenerateJob] | type[TokenizeJob] | type[DetokenizeJob]]
 CLAIM_BLOCK_S = 1.0
 IDLE_WAIT_S = 1.0
 PROGRESS_BACKLOG = 256  # progress messages that wait to be sent; more are lost
+UNBLOCK_EVERY_S = 0.02
 FINISHERS = 2
 PATIENCE_S = 5.0  # for a Redis that is away when the worker ends
 # A turn hangs when it takes longer than both; the process then ends, and the queue redelivers its jobs.
 STALL_FLOOR_S = 60.0
 STALL_FACTOR = 5  # times the longest turn so far
 STALLED = 3  # exit code
+QUIET_BEATS = 2
+
+
+Progress = tuple[str, dict[str, Any], Pixels | None]
 
 
 @dataclass(frozen=True)
@@ -76,30 +82,34 @@ class Worker:
         runtime: Runtime,
         bundle: Bundle,
         *,
-        slots: int,
+        table: SlotTable,
         lease_s: float,
         drain_s: float,
         metrics: WorkerMetrics,
+        observer: Observer | None = None,
     ) -> None:
         self.consumer = consumer
         self.metrics = metrics
         self.lease_s = lease_s
         self.drain_s = drain_s
-        self.engine = Engine(runtime, bundle.manifest, slots, self, metrics)
+        self._observer = observer or NoObserver()
+        self.engine = Engine(runtime, bundle.manifest, table, self, metrics, observer=self._observer)
         self.info = WorkerInfo(
-            bundle.ref, runtime.name, runtime.precision, runtime.device_name, slots, os.getpid()
+            bundle.ref, runtime.name, runtime.precision, runtime.device_name, table.slots, os.getpid()
         )
         metrics.model_info.labels(bundle.ref, runtime.name, runtime.precision).set(1)
         self._jobs: dict[str, ClaimedJob] = {}
         self._stopping = threading.Event()
+        self._leaving = threading.Event()
+        self._quiet_beats = 0
         self._ended = threading.Event()
         self._crash: BaseException | None = None
-        self._progress: queue.Queue[tuple[str, dict[str, Any], Pixels | None]] = queue.Queue(PROGRESS_BACKLOG)
+        self._progress: queue.Queue[Progress | None] = queue.Queue(PROGRESS_BACKLOG)
         self._finishers = ThreadPoolExecutor(FINISHERS, "finish")
 
     def run(self) -> None:
         """Work until `stop`; raises what broke a thread."""
-        self.consumer.announce(asdict(self.info))
+        self._announce()
         claimers = [self._start_thread(loop) for loop in (self._claim_pictures, self._claim_codec)]
         helpers = [self._start_thread(loop) for loop in (self._beat, self._hints, self._send_progress)]
         self._guard(self._draw)
@@ -108,16 +118,16 @@ class Worker:
         patience = threading.Timer(PATIENCE_S, self.consumer.interrupt)
         patience.daemon = True
         patience.start()
-        for thread in claimers:
-            thread.join(2 * CLAIM_BLOCK_S)
+        self._end(claimers)
         # After a crash nothing is given back uncounted, since a job of this worker may have caused it: its
         # lease ends, and it is run alone elsewhere.
         if self._crash is None:
             self._release_rest()
         self._finishers.shutdown()
         self._ended.set()
-        for thread in helpers:
-            thread.join(2 * CLAIM_BLOCK_S)
+        with suppress(queue.Full):
+            self._progress.put_nowait(None)
+        self._end(helpers)
         patience.cancel()
         self.consumer.retire()
         self.consumer.close()
@@ -131,9 +141,40 @@ class Worker:
         thread.start()
         return thread
 
+    def _end(self, threads: Sequence[threading.Thread]) -> None:
+        """Wait for `threads`, whose blocking reads are of no use any more."""
+        give_up = time.monotonic() + 2 * CLAIM_BLOCK_S
+        while any(thread.is_alive() for thread in threads) and time.monotonic() < give_up:
+            self.consumer.unblock()
+            for thread in threads:
+                thread.join(UNBLOCK_EVERY_S)
+
     def stop(self) -> None:
         """Claim no more, finish what runs within the drain time, then end. Safe in a signal handler."""
         self._stopping.set()
+        self.engine.hurry()
+
+    def leave(self) -> None:
+        """Make way for another revision: be chosen no more, and end when no job of this one is open.
+
+        Safe in a signal handler, and to be repeated.
+        """
+        self._leaving.set()
+
+    @property
+    def leaving(self) -> bool:
+        """Whether `leave` was called."""
+        return self._leaving.is_set()
+
+    def _step_back(self) -> None:
+        """Stop when nothing is open at two beats: a job that Redis lost comes again between them."""
+        quiet = self.consumer.leave() == 0
+        self._quiet_beats = self._quiet_beats + 1 if quiet else 0
+        if self._quiet_beats == QUIET_BEATS:
+            self.stop()
+
+    def _announce(self) -> None:
+        self.consumer.announce(asdict(self.info) | self.engine.meter.speed())
 
     # -- threads ---------------------------------------------------------------------------------------------
 
@@ -143,7 +184,7 @@ class Worker:
         except BaseException as exc:
             log.exception("the thread %s broke; the worker ends", threading.current_thread().name)
             self._crash = exc
-            self._stopping.set()
+            self.stop()
 
     def _draw(self) -> None:
         """The engine's loop."""
@@ -183,6 +224,7 @@ class Worker:
         self._jobs[job.id] = job
         if known:
             return
+        self._observer.claimed(job)
         if job.attempt > 1:
             self.metrics.redeliveries.inc()
         try:
@@ -190,9 +232,10 @@ class Worker:
                 raise JobFailed(f"job kind {job.kind!r} is unknown; known are {', '.join(REQUESTS)}")
             request = REQUESTS[job.kind].unpack(job.payload)
         except ServiceError as exc:
+            del self._jobs[job.id]
             self._later(partial(self._fail, job, exc))
             return
-        self.engine.submit(Task(job.id, request, solo=job.solo))
+        self.engine.submit(Task(job.id, request, solo=job.solo, deadline_s=job.deadline_s, trace=job.trace))
 
     def _beat(self) -> None:
         """Renew leases and the announcement; take over a lost job when there is room."""
@@ -209,13 +252,16 @@ class Worker:
             lost = self.consumer.beat(self.consumer.held)
             if lost:
                 self._forget(lost)
-            self.consumer.announce(asdict(self.info))
+            if self._leaving.is_set():
+                self._step_back()
+            else:
+                self._announce()
             self.metrics.gpu_memory.set(self.engine.runtime.memory_bytes())
             beats += 1
             if beats % 2 == 0 and not self._stopping.is_set() and not self._has_suspect():
                 job = self.consumer.reclaim()
                 if job is not None:
-                    log.warning("took over job %s, attempt %d", job.id, job.attempt)
+                    log.warning("took over job %s, attempt %d", job.id, job.attempt, extra=of_job(job.id))
                     self._start(job)
 
     def _has_suspect(self) -> bool:
@@ -230,15 +276,14 @@ class Worker:
 
     def _forget(self, ids: set[str]) -> None:
         for job_id in ids:
-            self._jobs.pop(job_id, None)
+            job = self._jobs.pop(job_id, None)
+            if job is not None:
+                self._observer.ended(job, "dropped")
         self.engine.drop(ids)
 
     def _send_progress(self) -> None:
-        while not self._ended.is_set():
-            try:
-                job_id, data, preview = self._progress.get(timeout=IDLE_WAIT_S)
-            except queue.Empty:
-                continue
+        while (message := self._progress.get()) is not None and not self._ended.is_set():
+            job_id, data, preview = message
             if preview is not None:
                 data["preview"] = base64.b64encode(picture_file(preview, "png")).decode()
             self.consumer.publish(job_id, json.dumps({"event": "progress", "data": data}).encode())
@@ -249,14 +294,16 @@ class Worker:
         self._jobs.clear()
         self.engine.drop(job.id for job in jobs)
         for job in jobs:
-            log.info("released job %s", job.id)
+            log.info("released job %s", job.id, extra=of_job(job.id))
             self.consumer.release(job)
+            self._observer.ended(job, "released")
 
     # -- the engine's listener -------------------------------------------------------------------------------
 
     def progressed(self, task: Task, row: Row, preview: Pixels | None) -> None:
         """Queue a progress message; when too many wait, this one is lost."""
-        data = {"image": row.image, "step": row.step, "steps": len(row.plans)}
+        masked = row.plans[row.step - 1].mask_count
+        data = {"image": row.image, "step": row.step, "steps": len(row.plans), "masked": masked}
         try:
             self._progress.put_nowait((task.id, data, preview))
         except queue.Full:
@@ -282,16 +329,20 @@ class Worker:
     # -- the pool --------------------------------------------------------------------------------------------
 
     def _finish(self, job: ClaimedJob, task: Task, compute_ms: float) -> None:
+        began_ns = time.time_ns()
         try:
             result = result_of(task, compute_ms)
         except Exception:
-            log.exception("the result of job %s could not be encoded", job.id)
+            log.exception("the result of job %s could not be encoded", job.id, extra=of_job(job.id))
             self._fail(job, JobFailed("the pictures could not be encoded"))
             return
         self.consumer.finish(job, result)
+        self._observer.worked("finish", [task], task.images, began_ns, time.time_ns())
+        self._observer.ended(job, "done")
 
     def _fail(self, job: ClaimedJob, error: MaskBitError) -> None:
         self.consumer.fail(job, getattr(error, "code", JobFailed.code), str(error))
+        self._observer.ended(job, "failed")
 
 
 def result_of(task: Task, compute_ms: float) -> bytes:
@@ -319,15 +370,3 @@ def _file(task: Task, file_format: str, image: int) -> bytes:
     if file_format == "npy":
         return npy_file(task.pictures[image])
     return picture_file(task.pictures[image], file_format)
-
-
-def stop_on_signals(worker: Worker) -> None:
-    """SIGTERM and SIGINT drain the worker; a second one ends it at once."""
-
-    def handle(number: int, frame: object) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        log.info("draining after %s", signal.Signals(number).name)
-        worker.stop()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handle)

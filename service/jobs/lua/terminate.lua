@@ -11,43 +11,33 @@ local function acknowledge(queue, entry)
   redis.call('XDEL', queue, entry)
 end
 
-local function count_finished()
-  local f = redis.call('HMGET', RATE, 'since', 'count', 'before')
-  local since, count = tonumber(f[1]) or 0, tonumber(f[2]) or 0
-  if now - since < RATE_WINDOW_MS then
-    redis.call('HINCRBY', RATE, 'count', 1)
-  else
-    local before = now - since < 2 * RATE_WINDOW_MS and count or 0
-    redis.call('HSET', RATE, 'since', now, 'count', 1, 'before', before)
-  end
-end
-
 -- Returns false when the job is unknown or already terminal.
 local function terminate(id, state, result, code, message)
   local key = JOB .. id
   local f = redis.call('HMGET', key, 'state', 'queue', 'entry', 'tenant_key', 'inbox', 'hint', 'ttl',
-    'kind', 'tenant', 'created', 'started', 'attempts')
+    'kind', 'tenant', 'created', 'started', 'attempts', 'cost')
   local before = f[1]
   if before ~= 'Q' and before ~= 'R' then return false end
   redis.call('ZREM', OPEN, id)
   redis.call('SREM', f[4], id)
-  redis.call('ZREM', RELEASED, id)
+  if before == 'Q' then
+    redis.call('ZREM', RELEASED, id)
+    redis.call('HINCRBY', WAITING, f[2], -(f[13] or 0))
+  end
   acknowledge(f[2], f[3])
   if code == 'poisoned' then
     redis.call('XADD', DEAD, 'MAXLEN', DEAD_LENGTH, '*', 'id', id, 'kind', f[8], 'tenant', f[9],
       'attempts', f[12], 'payload', redis.call('HGET', key, 'payload'))
   end
   redis.call('HDEL', key, 'payload')
-  redis.call('HSET', key, 'state', state, 'finished', now, 'error_code', code, 'error_message', message)
-  if state == 'D' then redis.call('HSET', key, 'result', result) end
+  local outcome = state == 'D' and {'result', result} or {'error_code', code, 'error_message', message}
+  redis.call('HSET', key, 'state', state, 'finished', now, unpack(outcome))
   redis.call('ZADD', RES, now + f[7], id)
-  if state == 'D' or state == 'E' then count_finished() end
 
-  local note = {'id', id, 'state', state, 'kind', f[8], 'tenant', f[9], 'created', f[10], 'started', f[11],
-    'attempts', f[12], 'finished', now, 'error_code', code, 'error_message', message}
-  if state == 'D' and #result <= INLINE_BYTES then
-    note[#note + 1] = 'result'
-    note[#note + 1] = result
+  local note = {'id', id, 'state', state, 'kind', f[8], 'tenant', f[9], 'created', f[10], 'finished', now,
+    'started', f[11] or 0, 'attempts', f[12] or 0}
+  if #result <= INLINE_BYTES then
+    for _, part in ipairs(outcome) do note[#note + 1] = part end
   end
   redis.call('XADD', f[5], 'MAXLEN', '~', INBOX_LENGTH, '*', unpack(note))
   redis.call('PEXPIRE', f[5], INBOX_TTL_MS)

@@ -1,0 +1,8 @@
+-- Takes a worker off the list before it ends, and closes the revision to new jobs when it was the last one. It comes
+-- again until nothing is open any more: returns how many jobs are.
+local key = ARGV[1]
+redis.call('DEL', key)
+redis.call('ZREM', WORKERS, key)
+redis.call('ZREMRANGEBYSCORE', WORKERS, '-inf', now)
+if redis.call('EXISTS', WORKERS) == 0 then redis.call('SET', CLOSED, now) end
+return redis.call('ZCARD', OPEN)

@@ -1,0 +1,56 @@
+"""Which revisions of a model exist: workers enter what they have loaded, gateways read it.
+
+The manifest travels along, so that a gateway can serve the jobs of a revision whose files it never saw.
+"""
+
+from redis import Redis
+
+from service.jobs.keys import manifests_of, revisions_of
+from service.jobs.redis_link import AsyncLink
+
+
+def register(redis: Redis, name: str, revision: str, manifest: str) -> None:
+    """Enter a revision that a worker has just loaded as the newest. Raises RedisError, OSError."""
+    seconds, microseconds = redis.time()
+    with redis.pipeline() as pipe:
+        pipe.hset(manifests_of(name), revision, manifest)
+        pipe.zadd(revisions_of(name), {revision: seconds * 1_000_000 + microseconds})
+        pipe.execute()
+
+
+def is_registered(redis: Redis, name: str, revision: str) -> bool:
+    """Whether the entry is still there. Raises RedisError, OSError."""
+    return redis.zscore(revisions_of(name), revision) is not None
+
+
+def newest(redis: Redis, name: str) -> str | None:
+    """The revision that was loaded last. Raises RedisError, OSError."""
+    found = redis.zrange(revisions_of(name), -1, -1)
+    return found[0].decode() if found else None
+
+
+class Registry:
+    """The registry as a gateway reads it. Trouble with Redis is raised as Unavailable."""
+
+    def __init__(self, url: str) -> None:
+        self._link = AsyncLink(url, (), ())
+
+    async def revisions(self, name: str) -> dict[str, int]:
+        """The revisions of a model, the newest first, with the Unix times of their last loading."""
+        redis, key = self._link.redis, revisions_of(name)
+        found = await self._link.call(lambda: redis.zrange(key, 0, -1, desc=True, withscores=True))
+        return {revision.decode(): int(score / 1e6) for revision, score in found}
+
+    async def manifest(self, name: str, revision: str) -> str | None:
+        """The text of a revision's `bundle.json`; None for one that is not registered."""
+        text = await self._link.call(lambda: self._link.redis.hget(manifests_of(name), revision))
+        return text.decode() if text is not None else None
+
+    async def remove(self, name: str, revision: str) -> None:
+        """Forget a revision."""
+        await self._link.call(lambda: self._link.redis.zrem(revisions_of(name), revision))
+        await self._link.call(lambda: self._link.redis.hdel(manifests_of(name), revision))
+
+    async def close(self) -> None:
+        """Drop the connections."""
+        await self._link.close()

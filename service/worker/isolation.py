@@ -1,0 +1,42 @@
+"""Finding the guilty in a batch that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def isolate(
+    action: Callable[[Sequence[T]], R],
+    items: Sequence[T],
+    wanted: Callable[[T], bool],
+    give_up: Callable[[T, Exception], None],
+) -> list[R]:
+    """What `action` returns for `items`, in one call, or in several where it raised.
+
+    A batch that raises is halved until each item that cannot be done is alone; it is then given up, at a
+    price of two calls for each halving. What is no longer `wanted`, since a companion was given up, is left
+    out. An error that ends the process goes up.
+    """
+    items = [item for item in items if wanted(item)]
+    if not items:
+        return []
+    try:
+        return [action(items)]
+    except Exception as exc:
+        if is_fatal(exc):
+            raise
+        if len(items) == 1:
+            give_up(items[0], exc)
+            return []
+    middle = len(items) // 2
+    halves = (items[:middle], items[middle:])
+    return [result for half in halves for result in isolate(action, half, wanted, give_up)]
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Whether the process cannot go on: a CUDA context is unusable after most of its errors."""
+    return "CUDA error" in str(error) or type(error).__name__ in ("AcceleratorError", "MemoryError")

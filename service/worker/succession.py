@@ -1,0 +1,231 @@
+"""The revisions of one model in a worker process, one after the other: nobody notices when one takes over.
+
+The new weights are loaded and warmed up beside those in use. Then gateways send new jobs to the new revision,
+while the old one goes on with what it was given, in a thread of its own, until none of its jobs is open.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from redis.exceptions import RedisError
+
+from models.bundle import Bundle, open_bundle
+from models.runtime.loading import load_runtime
+from service.jobs.consumer import Consumer
+from service.jobs.keys import Keys
+from service.jobs.redis_link import connect, describe
+from service.jobs.registry import is_registered, newest, register
+from service.settings import Settings
+from service.telemetry import WorkerMetrics
+from service.worker.bundle_watch import BundleWatch
+from service.worker.scheduler import SlotTable
+from service.worker.task import Observer
+from service.worker.worker import Worker
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 2.0
+MOST = 2  # revisions in memory at a time
+
+
+@dataclass(eq=False)
+class Reign:
+    """One revision at work, in a thread of its own."""
+
+    bundle: Bundle
+    worker: Worker
+    entered: bool = False
+    over: bool = False
+    crash: BaseException | None = None
+
+    def begin(self, ended: Callable[[], None]) -> None:
+        """Start the thread, which calls `ended` at its end."""
+        self._thread = threading.Thread(target=self._run, args=(ended,), name=self.bundle.ref)
+        self._thread.start()
+
+    def _run(self, ended: Callable[[], None]) -> None:
+        try:
+            self.worker.run()
+        except BaseException as exc:
+            self.crash = exc
+        self.over = True
+        ended()
+
+    def cut_off(self) -> None:
+        """Release what runs and what waits."""
+        self.worker.drain_s = 0.0
+        self.worker.stop()
+
+    def join(self) -> None:
+        """Wait for the end."""
+        self._thread.join()
+
+
+class Succession:
+    """Loads a first revision; `run` serves until `stop`, by the newest one that could be loaded."""
+
+    def __init__(self, settings: Settings, metrics: WorkerMetrics, observer: Observer | None) -> None:
+        """Raises MaskBitError when the first revision cannot be loaded."""
+        assert settings.redis_url is not None
+        self._settings = settings
+        self._redis_url = settings.redis_url
+        self._metrics = metrics
+        self._observer = observer
+        self._redis = connect(settings.redis_url)
+        self._superseded = False
+        self._asked = False
+        self._stopping = False
+        self._loading = False
+        self._winding_up = False
+        self._wake = threading.Event()
+        bundle = open_bundle(settings.bundle)
+        self._watch = BundleWatch(settings.bundle, bundle)
+        self._reigns = [Reign(bundle, self._load(bundle))]
+
+    def stop(self) -> None:
+        """Drain and end. Safe in a signal handler."""
+        self._stopping = True
+        if self._loading:
+            # `run` is busy for a while.
+            self._wind_up()
+        self._wake.set()
+
+    def look_now(self) -> None:
+        """Look for a new revision at once. Safe in a signal handler."""
+        self._asked = True
+        self._wake.set()
+
+    def run(self) -> None:
+        """Serve; raises what broke a worker."""
+        self._reigns[0].begin(self._wake.set)
+        while self._reigns:
+            self._make_known()
+            if self._stopping:
+                self._wind_up()
+            self._wake.wait(LOOK_S)
+            self._wake.clear()
+            if self._bury():
+                _free_memory()
+            if not self._stopping and len(self._reigns) < MOST:
+                self._look()
+        self._redis.close()
+
+    def _load(self, bundle: Bundle) -> Worker:
+        """A worker whose weights are loaded and warm."""
+        started, settings = time.monotonic(), self._settings
+        runtime = load_runtime(
+            bundle,
+            settings.runtime,
+            device=settings.device,
+            precision=settings.precision,
+            strict=settings.deterministic == "strict",
+        )
+        runtime.warm_up()
+        worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        keys = Keys(bundle.manifest.name, bundle.revision)
+        worker = Worker(
+            Consumer(self._redis_url, keys, worker_id, settings.queue_limits()),
+            runtime,
+            bundle,
+            table=SlotTable(settings.slots),
+            lease_s=settings.lease_s,
+            drain_s=settings.drain_s,
+            metrics=self._metrics,
+            observer=self._observer,
+        )
+        seconds = time.monotonic() - started
+        log.info("worker %s ready with %s on %s after %.1f s", worker_id, bundle.ref, runtime.name, seconds)
+        return worker
+
+    def _look(self) -> None:
+        """Let a new revision take over, if there is one that can be loaded."""
+        asked, self._asked = self._asked, False
+        bundle = self._watch.look(asked=asked)
+        if bundle is None:
+            return
+        log.info("loading %s beside %s", bundle.ref, self._watch.current.ref)
+        self._loading = True
+        try:
+            reign = Reign(bundle, self._load(bundle))
+        except Exception as exc:
+            self._watch.refuse(bundle.revision, f"{exc}".strip().partition("\n")[0] or type(exc).__name__)
+            _free_memory()
+            return
+        finally:
+            self._loading = False
+        # A signal may have come meanwhile.
+        if not self._stopping:
+            self._watch.current = bundle
+            self._reigns.append(reign)
+            reign.begin(self._wake.set)
+
+    def _make_known(self) -> None:
+        """Keep all revisions in the registry; once the newest is there, the other gives way to it."""
+        *former, current = self._reigns
+        settled = current.entered
+        try:
+            for reign in self._reigns:
+                self._enter(reign)
+            self._superseded = newest(self._redis, current.bundle.manifest.name) != current.bundle.revision
+        except (RedisError, OSError) as error:
+            log.debug("the revisions are registered later: %s", describe(error))
+            return
+        if settled:
+            for reign in former:
+                reign.worker.leave()
+
+    def _enter(self, reign: Reign) -> None:
+        name, revision = reign.bundle.manifest.name, reign.bundle.revision
+        if not reign.entered or not is_registered(self._redis, name, revision):
+            register(self._redis, name, revision, reign.bundle.text)
+            reign.entered = True
+
+    def _wind_up(self) -> None:
+        """End: with the running jobs, or the whole queue where new jobs go to another revision.
+
+        Nobody else may be left who can do those that wait there.
+        """
+        if self._winding_up:
+            return
+        self._winding_up = True
+        for reign in self._reigns:
+            if not (reign.worker.leaving or self._superseded):
+                reign.worker.stop()
+                continue
+            reign.worker.leave()
+            timer = threading.Timer(self._settings.drain_s, reign.cut_off)
+            timer.daemon = True
+            timer.start()
+
+    def _bury(self) -> int:
+        """Let go of the revisions that have ended; returns how many. A crash ends all and is raised."""
+        ended = [reign for reign in self._reigns if reign.over]
+        for reign in ended:
+            self._reigns.remove(reign)
+            reign.join()
+            if reign.crash is not None:
+                for other in self._reigns:
+                    other.worker.stop()
+                    other.join()
+                raise reign.crash
+            info = reign.worker.info
+            self._metrics.model_info.remove(info.bundle, info.runtime, info.precision)
+            log.info("%s has ended", info.bundle)
+        return len(ended)
+
+
+def _free_memory() -> None:
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
