@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from models.errors import InputError
 
 Indices = NDArray[np.int64]
+Mask = NDArray[np.bool_]  # one truth value for each token
 
 
 def check_indices(indices: Indices, bits: int) -> None:
@@ -48,7 +49,10 @@ def join_groups(groups: Indices, bits: int) -> Indices:
 
 def to_strings(indices: Indices, bits: int) -> list[list[str]]:
     """Rows of strings of 0 and 1, bit 0 first, of a grid of `indices` (h, w)."""
-    return [["".join(map(str, token)) for token in row] for row in to_bits(indices, bits).tolist()]
+    text = (to_bits(indices, bits) + ord("0")).tobytes().decode()
+    tokens = [text[start : start + bits] for start in range(0, len(text), bits)]
+    width = indices.shape[1]
+    return [tokens[start : start + width] for start in range(0, len(tokens), width)]
 
 
 def from_strings(rows: list[list[str]], bits: int) -> Indices:
@@ -62,6 +66,16 @@ def from_strings(rows: list[list[str]], bits: int) -> Indices:
             if len(token) != bits or set(token) - {"0", "1"}:
                 raise InputError(f"token {token[:40]!r} is not a string of {bits} characters 0 and 1")
     return from_bits(np.array([[list(token) for token in row] for row in rows], dtype=np.uint8))
+
+
+def pack_mask(mask: Mask) -> bytes:
+    """One bit for each token of `mask`, in row order, filling each byte from its lowest bit."""
+    return pack(mask.astype(np.int64), 1)
+
+
+def unpack_mask(data: bytes, shape: tuple[int, ...]) -> Mask:
+    """The mask of `shape` from the bytes of `pack_mask`."""
+    return unpack(data, shape, 1).astype(bool)
 
 
 def pack(indices: Indices, bits: int) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -103,15 +103,19 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that was found and whose manifest is sound; weights are read and checked when asked for."""
+    """A bundle that was found and whose manifest is sound; weights are read and checked when asked for.
+
+    `text` is what `bundle.json` held when it was found: the folder may hold another revision by now.
+    """
 
     path: Path
     manifest: Manifest
+    text: str
 
     @cached_property
     def revision(self) -> str:
         """First 12 hexadecimal digits of the manifest's SHA-256, which covers the files by their digests."""
-        return hashlib.sha256((self.path / MANIFEST).read_bytes()).hexdigest()[:12]
+        return revision_of(self.text)
 
     @property
     def ref(self) -> str:
@@ -134,6 +138,11 @@ class Bundle:
                 f"{path} is damaged: its SHA-256 is {digest}, the manifest says {self.manifest.files[name]}"
             )
         return path
+
+
+def revision_of(text: str) -> str:
+    """The revision of a bundle by the text of its `bundle.json`."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _stays_inside(name: str) -> bool:
@@ -159,12 +168,27 @@ def open_bundle(ref: str) -> Bundle:
     """
     path = _locate(ref)
     try:
-        manifest = Manifest.from_json((path / MANIFEST).read_text(encoding="utf-8"))
+        text = (path / MANIFEST).read_bytes().decode()
+        manifest = Manifest.from_json(text)
     except OSError as exc:
         raise BundleError(f"bundle {path} has no readable {MANIFEST}: {exc.strerror}") from exc
     except (ConfigError, ValueError, RecursionError) as exc:
         raise BundleError(f"{path / MANIFEST}: {exc}") from exc
-    return Bundle(path, manifest)
+    return Bundle(path, manifest, text)
+
+
+def open_bundles(refs: Sequence[str]) -> list[Bundle]:
+    """The bundles of one deployment. Raises BundleError as `open_bundle`, ConfigError for two of one name."""
+    bundles: dict[str, Bundle] = {}
+    for ref in refs:
+        bundle = open_bundle(ref)
+        other = bundles.setdefault(bundle.manifest.name, bundle)
+        if other is not bundle:
+            raise ConfigError(
+                f"the bundles {other.path} and {bundle.path} are both called {bundle.manifest.name!r}; "
+                "every model of a deployment needs a name of its own"
+            )
+    return list(bundles.values())
 
 
 def _locate(ref: str) -> Path:

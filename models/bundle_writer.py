@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -52,11 +51,14 @@ def _write(
             # safetensors writes for the owner alone; a service often runs as another user.
             (folder / name).chmod(0o644)
         files = {name: file_digest(folder / name) for name in weights}
-        (folder / MANIFEST).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")
+        manifest = replace(manifest, files=files)
+        text = manifest.to_json()
+        (folder / MANIFEST).write_bytes(text.encode())
         if path.exists():
-            shutil.rmtree(path)
+            # Moved, not deleted: the place is empty for an instant only, should a service look for it there.
+            path.replace(Path(temporary) / "former")
         folder.replace(path)
-    return Bundle(path, replace(manifest, files=files))
+    return Bundle(path, manifest, text)
 
 
 def _stored(key: str, value: Tensor, precision: str) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from models import bits
+from models.bits import Mask
 from models.bundle import Manifest
 from models.config import GeneratorConfig
 from models.errors import InputError, RuntimeUnavailable
@@ -35,17 +36,28 @@ class Drawing:
 
     @classmethod
     def start(
-        cls, config: GeneratorConfig, sampling: SamplingConfig, label: int, seed: int, **extra: Any
+        cls,
+        config: GeneratorConfig,
+        sampling: SamplingConfig,
+        label: int,
+        seed: int,
+        canvas: Integers | None = None,
+        **extra: Any,
     ) -> Self:
-        """A picture of class `label`, all masked; InputError for a label, seed or step count out of range."""
+        """A picture of class `label` on `canvas` i64 (N, m), by default all masked: see `canvas_of`.
+
+        The steps run over the masked groups alone; the others stay as they are. Raises InputError for a
+        label, seed or step count out of range.
+        """
         if not 0 <= label < config.nclass:
             raise InputError(f"class {label} is unknown; allowed are 0 to {config.nclass - 1}")
-        shape = (config.num_tokens, config.codebook_splits)
+        if canvas is None:
+            canvas = np.full((config.num_tokens, config.codebook_splits), config.group_codes, dtype=np.int64)
         return cls(
             label=label,
             seed=check_seed(seed),
-            plans=plan_steps(sampling, shape[0] * shape[1]),
-            tokens=np.full(shape, config.group_codes, dtype=np.int64),
+            plans=plan_steps(sampling, int((canvas == config.group_codes).sum())),
+            tokens=canvas,
             ranks=group_ranks(sampling, config, seed),
             **extra,
         )
@@ -64,6 +76,18 @@ class Drawing:
     def steps_left(self) -> int:
         """Steps that this picture still needs."""
         return len(self.plans) - self.step
+
+
+def canvas_of(config: GeneratorConfig, indices: Integers, mask: Mask) -> Integers:
+    """Groups i64 (N, m) of the tokens `indices` i64 (h, w), those of the tokens in `mask` (h, w) masked.
+
+    Raises InputError for other shapes, and for indices that are none of the model's.
+    """
+    shape = (config.grid, config.grid)
+    if indices.shape != shape or mask.shape != shape:
+        raise InputError(f"tokens are {indices.shape} and their mask is {mask.shape}; both must be {shape}")
+    groups = bits.split_groups(indices, config.bits, config.codebook_splits)
+    return np.where(mask[..., None], config.group_codes, groups).reshape(config.num_tokens, -1)
 
 
 def step_batch(drawings: Sequence[Drawing]) -> StepBatch:

@@ -42,7 +42,7 @@ class SamplingConfig:
         require(
             len(self.guidance_interval) == 2
             and 0 <= self.guidance_interval[0] < self.guidance_interval[1] <= 1,
-            f"guidance_interval is {self.guidance_interval}; allowed is 0 <= start < end <= 1",
+            f"guidance_interval is {list(self.guidance_interval)}; allowed is 0 <= start < end <= 1",
         )
         require(self.temperature > 0, f"temperature is {self.temperature}; it must be above 0")
         require(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -82,8 +82,13 @@ class StepPlan:
     mask_count: int
 
 
+def at_most(config: SamplingConfig, groups: int) -> SamplingConfig:
+    """`config` with no more steps than `groups`, each of which settles at least one."""
+    return config if config.steps <= groups else replace(config, steps=groups)
+
+
 def plan_steps(config: SamplingConfig, groups: int) -> tuple[StepPlan, ...]:
-    """All steps of a picture of `groups` = N*m groups, which are all masked before the first."""
+    """All steps of a picture of which `groups` bit groups are masked before the first: of a new one, N*m."""
     if config.steps > groups:
         raise InputError(f"steps is {config.steps}; a picture of {groups} bit groups allows 1 to {groups}")
     plans: list[StepPlan] = []

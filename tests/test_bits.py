@@ -38,6 +38,15 @@ def test_strings_and_bytes_are_pythons_own_binary_digits(case: tuple[NDArray[np.
     assert int.from_bytes(bits.pack(indices, width), "little") == int("".join(digits)[::-1], 2)
 
 
+@given(st.lists(st.booleans(), min_size=12, max_size=12))
+def test_a_mask_takes_one_bit_for_each_token(values: list[bool]) -> None:
+    mask = np.array(values).reshape(3, 4)
+    packed = bits.pack_mask(mask)
+    assert int.from_bytes(packed, "little") == sum(value << k for k, value in enumerate(values))
+    assert len(packed) == 2
+    assert np.array_equal(bits.unpack_mask(packed, (3, 4)), mask)
+
+
 def test_a_group_is_a_run_of_bits_from_the_lowest() -> None:
     groups = bits.split_groups(np.array([0b110_010_001]), 9, 3)
     assert groups.tolist() == [[0b001, 0b010, 0b110]]

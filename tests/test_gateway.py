@@ -435,7 +435,7 @@ def test_a_client_that_leaves_cancels_its_job(
     before = metric(gateway, 'maskbit_http_requests_total{code="499",method="POST",route="/generate"}')
     body = json.dumps({"class_id": 1, "stream": stream}).encode()
     with socket.create_connection(("127.0.0.1", gateway.port)) as client:
-        head = f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        head = f"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
         client.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
         until(lambda: worker.claimed)
     until(lambda: worker.claimed[-1] in worker.stopped)
@@ -732,7 +732,7 @@ def test_the_docs_describe_every_route_and_ask_nobody_else(gateway: Gateway) -> 
 
 
 def test_metrics_count_requests_jobs_and_queues_by_template(gateway: Gateway, worker: FakeWorker) -> None:
-    line = 'maskbit_jobs_total{kind="generate",outcome="done"}'
+    line = 'maskbit_jobs_total{kind="generate",model="tiny",outcome="done"}'
     before = metric(gateway, line)
     job_id = gateway.client.post("/generate", json={"class_id": 1}).json()["id"]
     gateway.client.get(f"/jobs/{job_id}")
@@ -752,7 +752,7 @@ def test_metrics_count_requests_jobs_and_queues_by_template(gateway: Gateway, wo
     ):
         assert f"# HELP {name} " in text
     assert 'route="/jobs/{job_id}"' in text
-    assert 'maskbit_queue_depth{kind="interactive"}' in text
+    assert 'maskbit_queue_depth{kind="interactive",model="tiny"}' in text
 
 
 def test_the_gateway_imports_no_torch() -> None:
@@ -858,5 +858,5 @@ def answer_by_payload(consumer: Consumer, job: ClaimedJob) -> None:
 
 def test_a_request_that_does_not_stream_asks_for_no_progress(gateway: Gateway, worker: FakeWorker) -> None:
     worker.answer = answer_by_payload
-    response = gateway.client.post("/generate", json={"class_id": 1, "preview_every": 3})
+    response = gateway.client.post("/generate", json={"class_id": 1})
     assert response.status_code == 200

@@ -1,3 +1,4 @@
+import base64
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -7,20 +8,24 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from models import bits
-from models.bundle import MANIFEST, Bundle, Manifest
+from models.bundle import Manifest
 from models.errors import InputError
 from models.sampling_config import SamplingConfig
 from models.validation import from_mapping
 from service.errors import InvalidRequest
+from service.gateway.edits import EDIT
 from service.gateway.npy import read_npy, write_npy
 from service.gateway.offer import Offer
 from service.gateway.refusals import shorten
+from service.gateway.rendering import tokens_answer
 from service.gateway.schemas import (
     DETOKENIZE,
     GENERATE,
     ORDER,
+    PICTURE,
     SAMPLING_FIELDS,
     DetokenizeBody,
     GenerateOrder,
@@ -34,10 +39,8 @@ MAX_SEED = 2**63 - 1
 
 
 @pytest.fixture(scope="module")
-def offer(tiny_manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Offer:
-    folder: Path = tmp_path_factory.mktemp("offer")
-    (folder / MANIFEST).write_text(tiny_manifest.to_json())
-    return Offer.of(Bundle(folder, tiny_manifest), Settings(max_images=6))
+def offer(tiny_manifest: Manifest) -> Offer:
+    return Offer.of(tiny_manifest, "0123456789ab", 0, Settings(max_images=6))
 
 
 def job_of(offer: Offer, **fields: Any) -> GenerateJob:
@@ -100,7 +103,8 @@ def test_given_sampling_fields_replace_the_bundles(offer: Offer) -> None:
         ({"class_id": 0, "class_name": "apple"}, ["both"]),
         ({"class_id": 5}, ["class_id is 5", "0 to 4"]),
         ({"class_id": -1}, ["class_id is -1"]),
-        ({"class_id": []}, ["class_id"]),
+        ({"class_id": []}, ["class_id is a list of 0", "at least 1"]),
+        ({"class_id": [0] * 1025}, ["class_id is a list of 1025", "at most 1024"]),
         ({"class_id": [0, "x"]}, ["class_id[1] is 'x'", "integer"]),
         ({"class_id": True}, ["class_id is true"]),
         ({"class_id": "0"}, ["class_id is '0'"]),
@@ -114,16 +118,23 @@ def test_given_sampling_fields_replace_the_bundles(offer: Offer) -> None:
         ({"class_id": 0, "guidance_scale": 30.1}, ["guidance_scale is 30.1", "30"]),
         ({"class_id": 0, "guidance_pow": 0}, ["guidance_pow is 0"]),
         ({"class_id": 0, "temperature": 0}, ["temperature is 0"]),
+        ({"class_id": 0, "temperature": 1e-300}, ["temperature is 1e-300", "0.01"]),
         ({"class_id": 0, "noise_temperature": -1}, ["noise_temperature is -1"]),
         ({"class_id": 0, "mask_schedule": "cubic"}, ["'cubic'", "arccos"]),
         ({"class_id": 0, "group_order": "spiral"}, ["'spiral'", "halton"]),
         ({"class_id": 0, "guidance_cutoff": -1}, ["guidance_cutoff is -1"]),
         ({"class_id": 0, "guidance_cutoff": 31}, ["guidance_cutoff is 31", "30"]),
         ({"class_id": 0, "guidance_interval": 0.5}, ["guidance_interval is 0.5"]),
-        ({"class_id": 0, "guidance_interval": [0.5]}, ["guidance_interval[1] is missing"]),
+        ({"class_id": 0, "guidance_interval": [0.5]}, ["guidance_interval is a list of 1", "at least 2"]),
         ({"class_id": 0, "guidance_interval": [0, 1.1]}, ["guidance_interval[1] is 1.1"]),
-        ({"class_id": 0, "guidance_interval": [0, 0.5, 1]}, ["guidance_interval is a list of 3"]),
-        ({"class_id": 0, "guidance_interval": [0.6, 0.4]}, ["guidance_interval is", "start < end"]),
+        (
+            {"class_id": 0, "guidance_interval": [0, 0.5, 1]},
+            ["guidance_interval is a list of 3", "at most 2"],
+        ),
+        (
+            {"class_id": 0, "guidance_interval": [0.6, 0.4]},
+            ["guidance_interval is [0.6, 0.4]", "start < end"],
+        ),
         ({"class_id": 0, "anneal_temperature": 1}, ["anneal_temperature is 1"]),
         ({"class_id": 0, "guidance_annealing": 1}, ["guidance_annealing is 1"]),
         ({"class_id": 0, "format": "gif"}, ["'gif'", "webp"]),
@@ -133,7 +144,14 @@ def test_given_sampling_fields_replace_the_bundles(offer: Offer) -> None:
         ({"class_id": 0, "deadline_ms": 0}, ["deadline_ms is 0"]),
         ({"class_id": 0, "deadline_ms": 3_600_001}, ["deadline_ms is 3600001"]),
         ({"class_id": 0, "priority": "vip"}, ["'vip'", "bulk"]),
-        ({"class_id": 0, "mask": []}, ["mask is not a known field"]),
+        ({"class_id": 0, "preview_every": 4}, ["preview_every is 4 without stream", "POST /jobs"]),
+        ({"class_id": 0, "mask": []}, ["mask is given without", "indices", "image"]),
+        ({"class_id": 0, "mask": 7}, ["mask is 7"]),
+        ({"class_id": 0, "mask": [[0, 2]]}, ["mask[0][1] is 2"]),
+        ({"class_id": 0, "mask": [[0, True]]}, ["mask[0][1] is true"]),
+        ({"class_id": 0, "mask": ""}, ["mask is ''"]),
+        ({"class_id": 0, "image": "AAAA"}, ["image is given without a mask"]),
+        ({"class_id": 0, "packed": "AAAA"}, ["packed is given without a mask"]),
         ({"class_id": 0, "prompt": "x" * 9000}, ["prompt is not a known field"]),
     ],
 )
@@ -199,23 +217,22 @@ def test_classes_are_found_in_any_case_and_with_spaces() -> None:
 
 
 def grid_of(offer: Offer, **fields: Any) -> Any:
-    return parse(DETOKENIZE, json.dumps(fields).encode()).grid(offer)
+    return parse(DETOKENIZE, json.dumps(fields).encode()).token_grid(offer)
 
 
-def test_the_three_forms_of_a_token_grid_are_equal(offer: Offer) -> None:
-    import base64
-
+def test_the_three_forms_of_a_token_grid_are_equal_and_go_together(offer: Offer) -> None:
     grid = np.random.default_rng(0).integers(0, 64, (8, 8))
     rows = [[format(token, "06b")[::-1] for token in row] for row in grid.tolist()]
     packed = int("".join(bit for row in rows for token in row for bit in token)[::-1], 2).to_bytes(
         48, "little"
     )
-    for form in (
-        {"indices": grid.tolist()},
-        {"tokens": rows},
-        {"packed": base64.b64encode(packed).decode()},
-    ):
-        np.testing.assert_array_equal(grid_of(offer, **form), grid)
+    forms = {"indices": grid.tolist(), "tokens": rows, "packed": base64.b64encode(packed).decode()}
+    for name, value in forms.items():
+        np.testing.assert_array_equal(grid_of(offer, **{name: value}), grid)
+    np.testing.assert_array_equal(grid_of(offer, **forms), grid)
+    forms["indices"] = (grid ^ 1).tolist()
+    with pytest.raises(InvalidRequest, match="tokens and indices are not the same tokens"):
+        grid_of(offer, **forms)
     assert bits.to_strings(grid, 6) == rows
 
 
@@ -223,7 +240,11 @@ def test_the_three_forms_of_a_token_grid_are_equal(offer: Offer) -> None:
     ("fields", "part"),
     [
         ({}, "none of them"),
-        ({"indices": [[0]], "packed": "AAAA"}, "indices and packed"),
+        ({"indices": [[0]], "packed": "AAAA"}, "1 rows of 1 tokens"),
+        ({"indices": [[0] * 8] * 8, "grid": [8, 9]}, "grid is [8, 9]"),
+        ({"indices": [[0] * 8] * 8, "grid": [8]}, "at least 2"),
+        ({"indices": [[0] * 8] * 8, "bits_per_token": 7}, "bits_per_token is 7"),
+        ({"indices": [[0] * 8] * 8, "bit_order": "msb-first"}, "'msb-first'"),
         ({"indices": []}, "0 rows"),
         ({"indices": [[0] * 8] * 7}, "7 rows"),
         ({"indices": [[0] * 8] * 7 + [[0] * 9]}, "8 and 9 tokens"),
@@ -245,12 +266,41 @@ def test_a_wrong_token_grid_is_refused(offer: Offer, fields: dict[str, Any], par
     assert part in str(caught.value)
 
 
+def test_an_answer_of_tokenize_is_a_body_of_detokenize(offer: Offer) -> None:
+    grids = np.random.default_rng(0).integers(0, 64, (1, 8, 8))
+    for encoding in ("bits", "indices", "packed"):
+        body = parse(DETOKENIZE, bytes(tokens_answer(grids, encoding, offer).response().body))
+        np.testing.assert_array_equal(body.token_grid(offer), grids[0])
+
+
+@pytest.mark.parametrize(
+    ("schema", "kinds"),
+    [(GENERATE, 1), (PICTURE, 1), (DETOKENIZE, 1), (EDIT, 4), (ORDER, 3)],
+    ids=["generate", "picture", "detokenize", "edit", "order"],
+)
+def test_every_field_of_a_body_has_a_description(schema: TypeAdapter[Any], kinds: int) -> None:
+    document = schema.json_schema()
+    objects = [one for one in (document, *document.get("$defs", {}).values()) if "properties" in one]
+    assert len(objects) == kinds
+    for one in objects:
+        for name, field in one["properties"].items():
+            assert field.get("description"), f"{one['title']}.{name}"
+
+
 def test_the_kind_chooses_the_form_of_a_job() -> None:
     assert isinstance(parse(ORDER, b'{"kind": "generate", "class_id": 1}'), GenerateOrder)
     assert isinstance(parse(ORDER, b'{"kind": "tokenize", "image": "AAAA", "fit": "pad"}'), TokenizeOrder)
     assert isinstance(parse(ORDER, b'{"kind": "detokenize", "packed": ""}'), DetokenizeBody)
     with pytest.raises(InvalidRequest, match="kind is 'draw'; allowed are generate, tokenize and detokenize"):
         parse(ORDER, b'{"kind": "draw"}')
+    with pytest.raises(InvalidRequest, match="kind is missing, it is required"):
+        parse(ORDER, b"{}")
+    order = parse(ORDER, b'{"kind": "generate", "class_id": 1, "preview_every": 4}')
+    assert isinstance(order, GenerateOrder)
+    with pytest.raises(InvalidRequest, match=r"^class_id\[1\] is 'x'"):
+        parse(ORDER, b'{"kind": "generate", "class_id": [1, "x"]}')
+    with pytest.raises(InvalidRequest, match=r"^generate is not a known field"):
+        parse(ORDER, b'{"kind": "generate", "class_id": 1, "generate": 0}')
     with pytest.raises(InvalidRequest, match="n is 0"):
         parse(ORDER, b'{"kind": "generate", "class_id": 1, "n": 0}')
 

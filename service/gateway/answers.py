@@ -5,10 +5,13 @@ Only the fields that were given are written.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
+
+# A list with bounds and not a tuple: many readers of OpenAPI know no `prefixItems`.
+GridSize = Annotated[list[int], Field(min_length=2, max_length=2)]
 
 
 class Answer(BaseModel):
@@ -41,6 +44,7 @@ class ImageAnswer(Answer):
     b64: str | None = None
     indices: list[list[int]] | None = None
     tokens: list[list[str]] | None = None
+    psnr_db: float | None = None
 
 
 class PicturesAnswer(Answer):
@@ -48,15 +52,33 @@ class PicturesAnswer(Answer):
 
     images: list[ImageAnswer]
     model: str
+    bundle: str
     usage: Usage
     id: str
+
+
+class TokensPictureAnswer(Answer):
+    """Answer of edit and reconstruct: the tokens, and the picture of them unless only tokens are wanted.
+
+    `id` is the job that made the picture; `usage` covers all jobs of the request. `psnr_db` of a
+    reconstruction is null where it equals the picture that came in.
+    """
+
+    images: list[ImageAnswer]
+    tokens: list[list[str]]
+    indices: list[list[int]]
+    model: str
+    bundle: str
+    usage: Usage
+    id: str | None = None
 
 
 class TokensAnswer(Answer):
     """Answer of tokenize for one picture; bit 0 of a token comes first."""
 
     model: str
-    grid: tuple[int, int]
+    bundle: str
+    grid: GridSize
     bits_per_token: int
     bit_order: str
     tokens: list[list[str]] | None = None
@@ -114,11 +136,11 @@ class InfoAnswer(Answer):
     model: str
     bundle: str
     image_size: int
-    grid: tuple[int, int]
+    grid: GridSize
     bits: int
     runtime: str | None
     has_generator: bool
-    defaults: dict[str, bool | int | float | str | tuple[float, float]]
+    defaults: dict[str, bool | int | float | str | list[float]]
     limits: dict[str, Any]
     licence: str
 
@@ -130,7 +152,8 @@ class LiveAnswer(Answer):
 
 
 class ReadyAnswer(Answer):
-    """Requests can be served, by these workers."""
+    """Requests can be served, by these workers; `models` says which models have one of them."""
 
     ready: bool
+    models: dict[str, bool]
     workers: list[dict[str, Any]]

@@ -8,7 +8,14 @@ from starlette.responses import Response
 from models import bits
 from models.bits import Indices
 from service.errors import JobFailed
-from service.gateway.answers import ImageAnswer, PicturesAnswer, TokensAnswer, TokensListAnswer, Usage
+from service.gateway.answers import (
+    ImageAnswer,
+    PicturesAnswer,
+    TokensAnswer,
+    TokensListAnswer,
+    TokensPictureAnswer,
+    Usage,
+)
 from service.gateway.offer import Offer
 from service.jobs.job import JobView
 from service.jobs.payloads import PICTURE_FORMATS, Pictures, TokenGrids
@@ -38,7 +45,8 @@ def usage_of(view: JobView, pictures: Pictures) -> Usage:
 def pictures_answer(view: JobView, pictures: Pictures, offer: Offer) -> PicturesAnswer:
     """The answer of generate and detokenize."""
     images = [image_answer(pictures, index, offer) for index in range(len(pictures.files))]
-    return PicturesAnswer(images=images, model=offer.model, usage=usage_of(view, pictures), id=view.id)
+    usage = usage_of(view, pictures)
+    return PicturesAnswer(images=images, model=offer.model, bundle=offer.bundle, usage=usage, id=view.id)
 
 
 def image_answer(pictures: Pictures, index: int, offer: Offer) -> ImageAnswer:
@@ -67,13 +75,30 @@ def wants_picture(accept: str, file_format: str) -> bool:
 
 def picture_response(pictures: Pictures, job_id: str, offer: Offer) -> Response:
     """The only picture of `pictures` itself, its seed and class in headers."""
-    headers = {"X-Job-ID": job_id}
+    headers = {"X-Job-ID": job_id, "X-Bundle": quote(offer.bundle, safe="@ ")}
     if pictures.class_ids:
         class_id = pictures.class_ids[0]
         # Percent-encoded: headers hold no more than ASCII safely.
         name = quote(offer.class_names[class_id], safe=" ,'()")
         headers |= {"X-Seed": str(pictures.seeds[0]), "X-Class-ID": str(class_id), "X-Class-Name": name}
     return Response(pictures.files[0], headers=headers, media_type=f"image/{pictures.format}")
+
+
+def tokens_picture_answer(
+    images: list[ImageAnswer], grid: Indices, usage: Usage, offer: Offer, job_id: str | None = None
+) -> TokensPictureAnswer:
+    """The answer of edit and reconstruct, with the tokens `grid` i64 (h, w)."""
+    answer = TokensPictureAnswer.model_construct(
+        images=images,
+        tokens=bits.to_strings(grid, offer.bits),
+        indices=grid.tolist(),
+        model=offer.model,
+        bundle=offer.bundle,
+        usage=usage,
+    )
+    if job_id is not None:
+        answer.id = job_id
+    return answer
 
 
 def tokens_answer(grids: Indices, encoding: str, offer: Offer) -> TokensAnswer | TokensListAnswer:
@@ -85,7 +110,8 @@ def tokens_answer(grids: Indices, encoding: str, offer: Offer) -> TokensAnswer |
 def _grid_answer(grid: Indices, encoding: str, offer: Offer) -> TokensAnswer:
     fields: dict[str, object] = {
         "model": offer.model,
-        "grid": grid.shape,
+        "bundle": offer.bundle,
+        "grid": list(grid.shape),
         "bits_per_token": offer.bits,
         "bit_order": "lsb-first",
     }

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import dataclasses
 import secrets
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
+from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from models import bits
-from models.bits import Indices
+from models.bits import Indices, Mask
 from models.errors import ConfigError
 from models.noise import MAX_SEED
 from models.sampling_config import SamplingConfig
+from models.schedule import at_most
 from service.errors import InvalidRequest
+from service.gateway.grids import FIT_MEANING, FORMS, GridForms, Source, Strict, from_base64
+from service.gateway.masks import MaskField
 from service.gateway.offer import Offer
-from service.gateway.refusals import refusal, shorten
+from service.gateway.refusals import refusal
 from service.gateway.uploads import Fit
 from service.jobs.job import Priority
 from service.jobs.payloads import GenerateJob
 
 PictureFormat = Literal["png", "jpeg", "webp"]
+ReconstructFormat = Literal["png", "jpeg", "webp", "npy"]
 GenerateFormat = Literal["png", "jpeg", "webp", "tokens", "npy"]
 Encoding = Literal["bits", "indices", "packed", "npy"]
 MaskSchedule = Literal["arccos", "cosine", "linear", "square", "root"]
@@ -32,9 +33,11 @@ GroupOrder = Literal["confidence", "halton"]
 
 MAX_GUIDANCE_SCALE = 30
 MAX_GUIDANCE_POW = 10
+MIN_TEMPERATURE = 0.01  # far below it logits divided by it overflow
 MAX_TEMPERATURE = 10
 MAX_NOISE_TEMPERATURE = 100
 MAX_DEADLINE_MS = 3_600_000
+DEFAULT_DEADLINE_MS = 60_000
 _MAX_LIST = 1024
 # A seed that is drawn stays exact in JavaScript, whose numbers are doubles.
 _DRAWN_SEEDS = 1 << 53
@@ -59,58 +62,88 @@ ClassNames = Annotated[
     | Annotated[list[ClassName], Field(min_length=1, max_length=_MAX_LIST), Tag("several")],
     Discriminator(_how_many),
 ]
-Token = Annotated[str, Field(max_length=64)]
-Index = Annotated[int, Field(ge=0, le=(1 << 31) - 1)]
-Grid = Annotated[list[T], Field(max_length=_MAX_LIST)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Body(BaseModel):
-    """Base of the JSON bodies: nothing is converted, nothing unknown is let through."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+class Body(Strict):
+    """Base of the JSON bodies."""
 
     model: ModelName | None = Field(None, description="one of GET /v1/models; the first if absent")
-    deadline_ms: int = Field(60_000, ge=1, le=MAX_DEADLINE_MS, description="given up when it passes")
+    deadline_ms: int = Field(
+        DEFAULT_DEADLINE_MS, ge=1, le=MAX_DEADLINE_MS, description="given up when it passes"
+    )
 
 
-class GenerateBody(Body):
-    """`POST /generate`: `n` pictures of one or several classes; what is left out comes from the bundle."""
+class GenerateBody(Source, Body):
+    """`POST /generate`: `n` pictures of one or several classes; what is left out comes from the bundle.
 
-    class_id: ClassIds | None = None
-    class_name: ClassNames | None = Field(None, description="instead of class_id")
+    With a `mask`, a part of one picture is drawn, and the rest is kept: tokens or an image are needed then.
+    """
+
+    class_id: ClassIds | None = Field(None, description="number of a class, or a list of them")
+    class_name: ClassNames | None = Field(None, description="instead of class_id: a name, or a list of them")
     n: int = Field(1, ge=1, le=_MAX_LIST, description="pictures of each class")
     seed: int | None = Field(
         None, ge=0, le=MAX_SEED, description="picture k of a class uses seed + k; drawn if absent"
     )
-    steps: int | None = Field(None, ge=1, description="at most the bit groups of a picture, see GET /info")
-    guidance_scale: float | None = Field(None, ge=0, le=MAX_GUIDANCE_SCALE)
-    guidance_annealing: GuidanceAnnealing | None = None
-    guidance_pow: float | None = Field(None, gt=0, le=MAX_GUIDANCE_POW)
+    mask: MaskField | None = Field(
+        None,
+        description="what to draw anew, in all pictures alike: rows of 0 and 1 for each token, or a picture "
+        "in base64, fitted as `fit` says, whose bright pixels mark their tokens; the other tokens are kept",
+    )
+    steps: int | None = Field(
+        None,
+        ge=1,
+        description="at most the bit groups of a picture, see GET /info; with a mask no more than groups "
+        "that it marks are taken",
+    )
+    guidance_scale: float | None = Field(
+        None, ge=0, le=MAX_GUIDANCE_SCALE, description="how strongly the class steers; 0 is not at all"
+    )
+    guidance_annealing: GuidanceAnnealing | None = Field(
+        None, description="how the guidance scale grows over the steps"
+    )
+    guidance_pow: float | None = Field(
+        None, gt=0, le=MAX_GUIDANCE_POW, description="with cosine annealing: the higher, the later it grows"
+    )
     guidance_cutoff: float | None = Field(
         None, ge=0, le=MAX_GUIDANCE_SCALE, description="steps with a scale up to here are not guided"
     )
-    guidance_interval: tuple[Share, Share] | None = Field(
+    guidance_interval: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = Field(
         None, description="start and end, as shares of the steps, between which steps are guided"
     )
-    temperature: float | None = Field(None, gt=0, le=MAX_TEMPERATURE)
+    temperature: float | None = Field(
+        None, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE, description="of the draw of each group"
+    )
     anneal_temperature: bool | None = Field(None, description="from 1.3 to 0.5 instead of temperature")
-    noise_temperature: float | None = Field(None, ge=0, le=MAX_NOISE_TEMPERATURE)
-    mask_schedule: MaskSchedule | None = None
-    group_order: GroupOrder | None = None
-    format: GenerateFormat = "png"
+    noise_temperature: float | None = Field(
+        None, ge=0, le=MAX_NOISE_TEMPERATURE, description="how random the order is in which groups settle"
+    )
+    mask_schedule: MaskSchedule | None = Field(
+        None, description="how many groups are still masked after each step"
+    )
+    group_order: GroupOrder | None = Field(
+        None, description="groups settle by confidence, or evenly spread over the picture"
+    )
+    format: GenerateFormat = Field("png", description="of every picture; tokens makes none, npy is pixels")
     stream: bool = Field(False, description="answer with Server-Sent Events")
     preview_every: int = Field(
         0, ge=0, le=1 << 16, description="with stream: a preview each so many steps; 0 is never"
     )
-    priority: Priority = "interactive"
+    priority: Priority = Field("interactive", description="bulk waits for interactive work")
 
     def job(self, offer: Offer, *, events: bool) -> GenerateJob:
-        """The pictures to draw, in the order of the classes. Raises InvalidRequest."""
+        """The pictures to draw, in the order of the classes, from nothing. Raises InvalidRequest."""
         if not offer.has_generator:
             raise InvalidRequest(
                 f"the bundle {offer.model} has no generator; it can tokenize and detokenize only"
             )
+        if self.preview_every and not events:
+            raise InvalidRequest(
+                f"preview_every is {self.preview_every} without stream; previews come as events: "
+                "set stream to true, or send POST /jobs and follow its events"
+            )
+        self._check_source()
         classes = self._classes(offer)
         total = len(classes) * self.n
         if total > offer.max_images:
@@ -127,13 +160,26 @@ class GenerateBody(Body):
             sampling=self._sampling(offer),
             format=self.format,
             events=events,
-            preview_every=self.preview_every if events else 0,
+            preview_every=self.preview_every,
         )
+
+    def _check_source(self) -> None:
+        if self.mask is not None and not self.has_source:
+            raise InvalidRequest(
+                f"mask is given without the picture it is for; add one of {', '.join(FORMS)} and image"
+            )
+        if self.mask is None and self.has_source:
+            source = "image" if self.image is not None else self.given[0]
+            raise InvalidRequest(
+                f"{source} is given without a mask; add mask, which tells what of it is drawn anew"
+            )
 
     def _sampling(self, offer: Offer) -> SamplingConfig:
         given = {name: getattr(self, name) for name in SAMPLING_FIELDS if getattr(self, name) is not None}
         if given.get("steps", 1) > offer.max_steps:
             raise InvalidRequest(f"steps is {self.steps}; allowed are 1 to {offer.max_steps}")
+        if self.guidance_interval is not None:
+            given["guidance_interval"] = tuple(self.guidance_interval)
         try:
             return dataclasses.replace(offer.sampling, **given)
         except ConfigError as exc:
@@ -165,111 +211,60 @@ SAMPLING_FIELDS = (
 )
 
 
-class TokenizeBody(Body):
-    """`POST /tokenize` as JSON: one picture in base64."""
+def inset(job: GenerateJob, tokens: Indices, mask: Mask, offer: Offer) -> GenerateJob:
+    """`job` on the picture of `tokens` i64 (h, w), of which only what `mask` (h, w) marks is drawn.
+
+    A step settles a bit group at least, so that there are no more steps than groups to draw.
+    """
+    groups = int(mask.sum()) * offer.max_steps // mask.size
+    return dataclasses.replace(
+        job,
+        sampling=at_most(job.sampling, groups),
+        tokens=bits.pack(tokens, offer.bits),
+        mask=bits.pack_mask(mask),
+    )
+
+
+class PictureBody(Body):
+    """One picture as JSON."""
 
     image: str = Field(min_length=1, description="PNG, JPEG, WebP or GIF in base64")
 
     def upload(self) -> bytes:
         """The bytes of the picture. Raises InvalidRequest."""
-        return _from_base64("image", self.image)
+        return from_base64("image", self.image)
 
 
-class DetokenizeBody(Body):
-    """`POST /detokenize`: one token grid, in exactly one of three forms."""
+class DetokenizeBody(GridForms, Body):
+    """`POST /detokenize`: one token grid; the answer of `POST /tokenize` for one picture will do."""
 
-    tokens: Grid[Grid[Token]] | None = Field(None, description="rows of bit strings, bit 0 first")
-    indices: Grid[Grid[Index]] | None = Field(None, description="rows of token indices")
-    packed: str | None = Field(None, description="base64 of all bits, row by row, bit 0 first")
     format: PictureFormat | None = Field(None, description="png unless the query string says otherwise")
-
-    def grid(self, offer: Offer) -> Indices:
-        """Token indices i64 (h, w). Raises InvalidRequest or InputError."""
-        given = [name for name in ("tokens", "indices", "packed") if getattr(self, name) is not None]
-        if len(given) != 1:
-            got = " and ".join(given) or "none of them"
-            raise InvalidRequest(f"exactly one of tokens, indices and packed is needed, got {got}")
-        if self.packed is not None:
-            return check_grid(bits.unpack(_from_base64("packed", self.packed), offer.grid, offer.bits), offer)
-        rows: list[list[Any]] = self.tokens or self.indices or []
-        height, width = offer.grid
-        if len(rows) != height or any(len(row) != width for row in rows):
-            widths = sorted({len(row) for row in rows})
-            got = f"{len(rows)} rows of {' and '.join(map(str, widths[:3])) or 'no'} tokens"
-            raise InvalidRequest(f"{given[0]} has {got}; {height} rows of {width} are needed")
-        values = bits.from_strings(rows, offer.bits) if self.tokens else np.array(rows, dtype=np.int64)
-        return check_grid(values, offer)
-
-
-def check_grid(indices: Indices, offer: Offer) -> Indices:
-    """Return `indices`; InvalidRequest unless each is a token of the bundle."""
-    if int(indices.min()) < 0 or int(indices.max()) >= offer.num_codes:
-        raise InvalidRequest(
-            f"token indices run from {indices.min()} to {indices.max()}; "
-            f"allowed are 0 to {offer.num_codes - 1}"
-        )
-    return indices
 
 
 class GenerateOrder(GenerateBody):
     """`POST /jobs` that draws; its events are always there to be followed."""
 
-    kind: Literal["generate"]
+    kind: Literal["generate"] = Field(description="what to do")
 
 
-class TokenizeOrder(TokenizeBody):
+class TokenizeOrder(PictureBody):
     """`POST /jobs` that tokenizes."""
 
-    kind: Literal["tokenize"]
-    fit: Fit = "crop"
+    kind: Literal["tokenize"] = Field(description="what to do")
+    fit: Fit = Field("crop", description=FIT_MEANING)
 
 
 class DetokenizeOrder(DetokenizeBody):
     """`POST /jobs` that detokenizes."""
 
-    kind: Literal["detokenize"]
+    kind: Literal["detokenize"] = Field(description="what to do")
 
 
 Order = GenerateOrder | TokenizeOrder | DetokenizeOrder
 ORDER: TypeAdapter[Order] = TypeAdapter(Annotated[Order, Field(discriminator="kind")])
 GENERATE: TypeAdapter[GenerateBody] = TypeAdapter(GenerateBody)
-TOKENIZE: TypeAdapter[TokenizeBody] = TypeAdapter(TokenizeBody)
+PICTURE: TypeAdapter[PictureBody] = TypeAdapter(PictureBody)
 DETOKENIZE: TypeAdapter[DetokenizeBody] = TypeAdapter(DetokenizeBody)
-
-
-class _Query(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelQuery(_Query):
-    """Query string that names a model; a JSON body's own `model` goes before it."""
-
-    model: ModelName | None = Field(None, description="one of GET /v1/models; the first if absent")
-
-
-class TokenizeQuery(ModelQuery):
-    """Query string of `POST /tokenize`."""
-
-    encoding: Encoding = "bits"
-    fit: Fit = "crop"
-
-
-class DetokenizeQuery(ModelQuery):
-    """Query string of `POST /detokenize`; a JSON body's own `format` goes before it."""
-
-    format: PictureFormat = "png"
-
-
-class JobQuery(_Query):
-    """Query string of `GET /jobs/{id}`: how the tokens of a tokenize job are written."""
-
-    encoding: Literal["bits", "indices", "packed"] = "bits"
-
-
-class ClassesQuery(ModelQuery):
-    """Query string of `GET /classes`."""
-
-    search: str = Field("", max_length=200)
 
 
 def parse(kind: TypeAdapter[T], body: bytes) -> T:
@@ -277,11 +272,4 @@ def parse(kind: TypeAdapter[T], body: bytes) -> T:
     try:
         return kind.validate_json(body)
     except ValidationError as exc:
-        raise InvalidRequest(refusal(exc.errors(include_url=False, include_context=False))) from None
-
-
-def _from_base64(name: str, text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as exc:
-        raise InvalidRequest(f"{name} is {shorten(text)}, which is no base64 ({exc})") from None
+        raise InvalidRequest(refusal(exc.errors(include_url=False))) from None

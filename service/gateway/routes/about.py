@@ -9,15 +9,15 @@ from service.errors import Unavailable
 from service.gateway import openapi
 from service.gateway.answers import ClassAnswer, ClassesAnswer, InfoAnswer
 from service.gateway.desk import DeskDep
+from service.gateway.queries import ClassesQuery, ModelQuery
 from service.gateway.schemas import (
     MAX_DEADLINE_MS,
     MAX_GUIDANCE_POW,
     MAX_GUIDANCE_SCALE,
     MAX_NOISE_TEMPERATURE,
     MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
     SAMPLING_FIELDS,
-    ClassesQuery,
-    ModelQuery,
 )
 from service.gateway.served_model import ServedModel
 
@@ -53,7 +53,7 @@ async def info(desk: DeskDep, query: Annotated[ModelQuery, Query()]) -> Response
             "guidance_pow": [0, MAX_GUIDANCE_POW],
             "guidance_cutoff": [0, MAX_GUIDANCE_SCALE],
             "guidance_interval": [0, 1],
-            "temperature": [0, MAX_TEMPERATURE],
+            "temperature": [MIN_TEMPERATURE, MAX_TEMPERATURE],
             "noise_temperature": [0, MAX_NOISE_TEMPERATURE],
             "deadline_ms": [1, MAX_DEADLINE_MS],
             "upload_bytes": offer.upload_bytes,

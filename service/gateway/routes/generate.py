@@ -8,6 +8,7 @@ from service.gateway.answers import PicturesAnswer
 from service.gateway.bodies import read_json
 from service.gateway.caller import CallerDep
 from service.gateway.desk import OpenDesk, repeat_of
+from service.gateway.errand import Errand
 from service.gateway.event_stream import event_stream
 from service.gateway.job_events import follow
 from service.gateway.rendering import picture_response, pictures_answer, pictures_of, wants_picture
@@ -29,26 +30,22 @@ _ANSWER = openapi.answer(
     openapi_extra=openapi.body(GENERATE),
 )
 async def generate(request: Request, desk: OpenDesk, caller: CallerDep) -> Response:
-    """Draw pictures of one or several classes."""
-    body = await read_json(request, GENERATE, desk.small_body)
+    """Draw pictures of one or several classes, or with a mask a part of a given picture.
+
+    With `Accept: image/*` one picture comes as itself; several come as JSON whatever `Accept` says.
+    """
+    body = await read_json(request, GENERATE, desk.any_body)
     model = await desk.model(body.model)
-    job = body.job(model.offer, events=body.stream)
+    errand = Errand(desk, request, model, caller, body.deadline_ms)
+    job = await errand.inset(body, body.job(model.offer, events=body.stream))
     repeat = repeat_of(request, lambda: body.model_dump_json(exclude_unset=True).encode())
-    ticket = await desk.accept(
-        model,
-        caller,
-        "generate",
-        job,
-        rows=len(job.seeds),
-        deadline_ms=body.deadline_ms,
-        priority=body.priority,
-        repeat=repeat,
-        events=body.stream,
+    ticket = await errand.accept(
+        "generate", job, rows=len(job.seeds), priority=body.priority, repeat=repeat, events=body.stream
     )
     if body.stream:
         return event_stream(follow(desk, ticket))
     view = await desk.outcome(ticket, request)
     pictures = pictures_of(view)
     if len(pictures.files) == 1 and wants_picture(request.headers.get("accept", ""), pictures.format):
-        return picture_response(pictures, view.id, model.offer)
-    return pictures_answer(view, pictures, model.offer).response()
+        return picture_response(pictures, view.id, ticket.model.offer)
+    return pictures_answer(view, pictures, ticket.model.offer).response()

@@ -8,19 +8,27 @@ from starlette.responses import Response
 
 from service.errors import NotFound
 from service.gateway import openapi
-from service.gateway.answers import ErrorDetail, JobAnswer, PicturesAnswer, TokensAnswer, TokensListAnswer
-from service.gateway.bodies import check_size, read_json
-from service.gateway.caller import Caller, CallerDep
-from service.gateway.desk import Desk, DeskDep, OpenDesk, Repeat, Ticket, repeat_of
+from service.gateway.answers import (
+    ErrorAnswer,
+    ErrorDetail,
+    JobAnswer,
+    PicturesAnswer,
+    TokensAnswer,
+    TokensListAnswer,
+)
+from service.gateway.bodies import read_json
+from service.gateway.caller import CallerDep
+from service.gateway.desk import DeskDep, OpenDesk, Repeat, Ticket, repeat_of
+from service.gateway.errand import Errand
 from service.gateway.event_stream import event_stream, resume_point
 from service.gateway.job_events import follow
 from service.gateway.offer import Offer
+from service.gateway.queries import JobQuery
 from service.gateway.rendering import grids_of, pictures_answer, pictures_of, tokens_answer
 from service.gateway.responses import job_error, request_id_of
-from service.gateway.routes.tokens import detokenize_job, fitted
-from service.gateway.schemas import ORDER, DetokenizeOrder, GenerateOrder, JobQuery, Order, TokenizeOrder
+from service.gateway.schemas import ORDER, DetokenizeOrder, GenerateOrder, Order, TokenizeOrder
 from service.jobs.job import CANCELLED, DONE, ERROR, EXPIRED, QUEUED, RUNNING, JobView
-from service.jobs.payloads import TokenizeJob
+from service.jobs.payloads import DetokenizeJob, TokenizeJob
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -39,53 +47,47 @@ _ID = re.compile(r"[0-9a-f]{32}")
     "",
     status_code=202,
     responses=openapi.answer(202, JobAnswer, "accepted; Location says where to look")
-    | openapi.errors(408, 413, 415, 422, 500, 503),
+    | openapi.errors(408, 413, 415, 422, 429, 500, 503, 504),
     openapi_extra=openapi.body(ORDER),
 )
 async def create(request: Request, desk: OpenDesk, caller: CallerDep) -> Response:
     """Take a job in and answer at once."""
     order = await read_json(request, ORDER, desk.any_body)
     repeat = repeat_of(request, lambda: order.model_dump_json(exclude_unset=True).encode())
-    ticket = await _accept(desk, caller, order, repeat)
+    model = await desk.model(order.model)
+    ticket = await _accept(Errand(desk, request, model, caller, order.deadline_ms), order, repeat)
     view = await ticket.model.jobs.get(ticket.id, ticket.tenant)
     return _answer(view).response(202, {"Location": f"/jobs/{ticket.id}"})
 
 
-async def _accept(desk: Desk, caller: Caller, order: Order, repeat: Repeat | None) -> Ticket:
-    model = await desk.model(order.model)
+async def _accept(errand: Errand, order: Order, repeat: Repeat | None) -> Ticket:
     if isinstance(order, GenerateOrder):
-        drawing = order.job(model.offer, events=True)
-        return await desk.accept(
-            model,
-            caller,
+        drawing = await errand.inset(order, order.job(errand.model.offer, events=True))
+        return await errand.accept(
             "generate",
             drawing,
             rows=len(drawing.seeds),
-            deadline_ms=order.deadline_ms,
             priority=order.priority,
             repeat=repeat,
             keep=True,
             events=True,
         )
     if isinstance(order, DetokenizeOrder):
-        job = detokenize_job(order.grid(model.offer), order.format or "png")
-        return await desk.accept(
-            model, caller, "detokenize", job, rows=1, deadline_ms=order.deadline_ms, repeat=repeat, keep=True
-        )
+        job = DetokenizeJob.one(order.token_grid(errand.model.offer), order.format or "png")
+        return await errand.accept("detokenize", job, repeat=repeat, keep=True)
     assert isinstance(order, TokenizeOrder)
-    upload = order.upload()
-    check_size(len(upload), desk.upload_body.max_bytes, "the picture")
-    images = TokenizeJob.of(await fitted(desk, model, [upload], order.fit))
-    return await desk.accept(
-        model, caller, "tokenize", images, rows=1, deadline_ms=order.deadline_ms, repeat=repeat, keep=True
-    )
+    images = TokenizeJob.of(await errand.fitted([(order.upload(), order.fit)]))
+    return await errand.accept("tokenize", images, repeat=repeat, keep=True)
 
 
 @router.get(
     "/{job_id}",
     responses=openapi.answer(200, JobAnswer, "done")
     | openapi.answer(202, JobAnswer, "queued or running")
-    | openapi.errors(404, 409, 410, 422, 500, 503, 504),
+    | openapi.answer(409, JobAnswer, "cancelled")
+    | openapi.answer(500, JobAnswer | ErrorAnswer, "failed")
+    | openapi.answer(504, JobAnswer, "the deadline has passed")
+    | openapi.errors(404, 410, 422, 503),
 )
 async def look(
     request: Request, job_id: str, desk: DeskDep, caller: CallerDep, query: Annotated[JobQuery, Query()]

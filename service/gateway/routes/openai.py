@@ -62,7 +62,7 @@ async def generations(request: Request, desk: OpenDesk, caller: CallerDep) -> Re
     )
     if body.stream:
         return event_stream(_stream(follow(desk, ticket), ticket, body))
-    return _answer(await desk.outcome(ticket, request), model.offer, body).response()
+    return _answer(await desk.outcome(ticket, request), ticket.model.offer, body).response()
 
 
 def _answer(view: JobView, offer: Offer, body: ImagesBody) -> ImagesAnswer:

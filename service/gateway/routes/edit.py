@@ -1,0 +1,49 @@
+"""`POST /edit`."""
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from service.gateway import openapi
+from service.gateway.answers import TokensPictureAnswer
+from service.gateway.bodies import read_json
+from service.gateway.caller import CallerDep
+from service.gateway.desk import OpenDesk, repeat_of
+from service.gateway.edits import EDIT
+from service.gateway.errand import Errand
+from service.gateway.rendering import (
+    image_answer,
+    picture_response,
+    pictures_of,
+    tokens_picture_answer,
+    wants_picture,
+)
+from service.jobs.payloads import DetokenizeJob
+
+router = APIRouter(tags=["tokens"])
+
+_ANSWER = openapi.answer(
+    200,
+    TokensPictureAnswer,
+    "the tokens and their picture; with Accept: image/*, the picture itself",
+    openapi.media("image/png", "image/jpeg", "image/webp"),
+)
+
+
+@router.post("/edit", responses=_ANSWER | openapi.post_errors(), openapi_extra=openapi.body(EDIT))
+async def edit(request: Request, desk: OpenDesk, caller: CallerDep) -> Response:
+    """Flip, set, clear or mix bits of a picture's tokens, everywhere or in boxes, and look at the result."""
+    body = await read_json(request, EDIT, desk.any_body)
+    model = await desk.model(body.model)
+    body.check(model.offer)
+    repeat = repeat_of(request, lambda: body.model_dump_json(exclude_unset=True).encode())
+    errand = Errand(desk, request, model, caller, body.deadline_ms)
+    grid = body.edited(await errand.grids(body.sources), model.offer)
+    if body.format == "tokens":
+        return tokens_picture_answer([], grid, errand.usage, model.offer).response()
+    ticket = await errand.accept("detokenize", DetokenizeJob.one(grid, body.format), repeat=repeat)
+    view = await errand.outcome(ticket)
+    pictures = pictures_of(view)
+    if wants_picture(request.headers.get("accept", ""), pictures.format):
+        return picture_response(pictures, view.id, ticket.model.offer)
+    images = [image_answer(pictures, 0, ticket.model.offer)]
+    return tokens_picture_answer(images, grid, errand.usage, ticket.model.offer, view.id).response()
