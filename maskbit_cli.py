@@ -20,6 +20,10 @@ COMMANDS: dict[str, Entry | Group] = {
     "serve": ("service.cli", "serve", "Start Redis, a worker and the gateway with its page, as one."),
     "gateway": ("service.cli", "gateway", "Start the HTTP gateway alone."),
     "worker": ("service.cli", "worker", "Start a worker alone."),
+    "keys": (
+        {"new": ("service.gateway.cli", "keys_new", "Make an API key.")},
+        "API keys of the gateway.",
+    ),
     "generate": ("service.client.cli", "generate", "Draw pictures of classes, here or by a service."),
     "tokenize": ("models.cli", "tokenize", "Turn a picture into bit tokens, without a server."),
     "detokenize": ("models.cli", "detokenize", "Turn bit tokens into a picture, without a server."),
@@ -28,10 +32,12 @@ COMMANDS: dict[str, Entry | Group] = {
     "train": ("training.cli", "train_app", "Train a tokenizer, a generator or a perceptual network."),
     "data": ("training.data.cli", "data_app", "Make shards of pictures, or a cache of their tokens."),
     "evaluate": ("training.evaluation.cli", "evaluate_app", "Measure the quality of a bundle."),
+    "chaos": ("service.chaos.cli", "chaos", "Break the service on purpose and check what the queue promises."),
     "bench": (
         {
-            "models": ("service.cli", "bench_models", "Time per picture alone and in a batch."),
-            "service": ("service.cli", "bench_service", "Overhead and throughput around an idle model."),
+            "models": ("service.bench.cli", "bench_models", "Time per picture alone and in a batch."),
+            "service": ("service.bench.cli", "bench_service", "Overhead and throughput around an idle model."),
+            "abuse": ("service.bench.cli", "bench_abuse", "What hostile clients cost a good one."),
             "training": ("training.cli", "bench_training", "Training from pictures and from a token cache."),
         },
         "Measure the speed of models, service and training on this machine.",
@@ -46,6 +52,7 @@ EXTRAS = {
     "evaluate": "train",
     "bench training": "train",
     "gateway": "gateway",
+    "keys": "gateway",
     "worker": "worker",
 }
 

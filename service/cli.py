@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,13 @@ import typer
 
 BundleOption = Annotated[
     str | None, typer.Option(help="Bundled model, folder or hf://owner/name [MASKBIT_BUNDLE].")
+]
+BundlesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--bundle",
+        help="Bundled model, folder or hf://owner/name; once for each model [MASKBIT_BUNDLE, with commas].",
+    ),
 ]
 RedisOption = Annotated[str | None, typer.Option(help="redis://… or unix://… [MASKBIT_REDIS_URL].")]
 HostOption = Annotated[str | None, typer.Option(help="Address to listen on [MASKBIT_HOST].")]
@@ -19,7 +27,12 @@ DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu or cuda [MASKB
 SlotsOption = Annotated[
     int | None, typer.Option(min=1, help="Pictures drawn at the same time [MASKBIT_SLOTS].")
 ]
+LogOption = Annotated[
+    str | None, typer.Option("--log-format", help="text or json, one object a line [MASKBIT_LOG_FORMAT].")
+]
 StateOption = Annotated[Path | None, typer.Option(help="Folder of the embedded Redis [MASKBIT_STATE_DIR].")]
+
+_WITH_PASSWORD = re.compile("//[^/]*@")
 
 
 def _settings(**given: Any) -> Any:
@@ -27,51 +40,63 @@ def _settings(**given: Any) -> Any:
     from pydantic import ValidationError
 
     from models.errors import ConfigError
+    from service.logs import configure
     from service.settings import Settings
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        return Settings(**{key: value for key, value in given.items() if value is not None})
+        settings = Settings(**{key: value for key, value in given.items() if value is not None})
     except ValidationError as exc:
         problem = exc.errors()[0]
         name = "_".join(map(str, problem["loc"]))
-        raise ConfigError(f"setting {name} is {problem['input']!r}: {problem['msg']}") from exc
+        got = _WITH_PASSWORD.sub("//…@", repr(problem["input"]))
+        raise ConfigError(f"setting {name} is {got}: {problem['msg']}") from exc
+    configure(settings.log_format, settings.log_level)
+    return settings
+
+
+def _joined(bundles: list[str] | None) -> str | None:
+    return ",".join(bundles) if bundles else None
 
 
 def serve(
     host: HostOption = None,
     port: PortOption = None,
-    bundle: BundleOption = None,
+    bundle: BundlesOption = None,
     runtime: RuntimeOption = None,
     device: DeviceOption = None,
     slots: SlotsOption = None,
     state_dir: StateOption = None,
     redis_url: RedisOption = None,
+    log_format: LogOption = None,
 ) -> None:
-    """Start Redis, a worker and the gateway with its page, as one; Ctrl-C stops them cleanly."""
+    """Start Redis, a worker for each bundle and the gateway with its page; Ctrl-C stops them cleanly."""
     settings = _settings(
         host=host,
         port=port,
-        bundle=bundle,
+        bundle=_joined(bundle),
         runtime=runtime,
         device=device,
         slots=slots,
         state_dir=state_dir,
         redis_url=redis_url,
+        log_format=log_format,
     )
     from service.supervisor import serve as run
 
-    run(settings, typer.echo)
+    run(settings, logging.getLogger("maskbit").info if settings.log_format == "json" else typer.echo)
 
 
 def gateway(
     host: HostOption = None,
     port: PortOption = None,
-    bundle: BundleOption = None,
+    bundle: BundlesOption = None,
     redis_url: RedisOption = None,
+    log_format: LogOption = None,
 ) -> None:
     """Start the HTTP gateway alone; it needs a Redis and, to answer, workers."""
-    settings = _settings(host=host, port=port, bundle=bundle, redis_url=redis_url)
+    settings = _settings(
+        host=host, port=port, bundle=_joined(bundle), redis_url=redis_url, log_format=log_format
+    )
     from service.gateway.app import run_gateway
     from service.parent import end_with_parent
 
@@ -85,38 +110,19 @@ def worker(
     device: DeviceOption = None,
     slots: SlotsOption = None,
     redis_url: RedisOption = None,
+    log_format: LogOption = None,
 ) -> None:
     """Start a worker alone; it needs a Redis."""
-    settings = _settings(bundle=bundle, runtime=runtime, device=device, slots=slots, redis_url=redis_url)
+    settings = _settings(
+        bundle=bundle,
+        runtime=runtime,
+        device=device,
+        slots=slots,
+        redis_url=redis_url,
+        log_format=log_format,
+    )
     from service.parent import end_with_parent
     from service.worker.process import run_worker
 
     end_with_parent()
     run_worker(settings)
-
-
-def bench_models(
-    bundle: Annotated[str, typer.Option(help="Bundled model, folder or hf://owner/name.")] = "fruit",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 16,
-    batch: Annotated[
-        int, typer.Option(min=1, help="Pictures of the batch that is compared with one alone.")
-    ] = 16,
-) -> None:
-    """Time per picture alone and in a batch; tokenize and detokenize."""
-    from models.bench import bench
-
-    for line in bench(bundle, device=device, steps=steps, batch=batch):
-        typer.echo(line)
-
-
-def bench_service(
-    jobs: Annotated[int, typer.Option(min=1, help="Jobs of the throughput run.")] = 2000,
-    clients: Annotated[int, typer.Option(min=1, max=512, help="Clients of the throughput run.")] = 32,
-) -> None:
-    """Overhead and throughput of gateway, queue and worker around a runtime that does nothing."""
-    from service.bench import bench
-
-    _settings()
-    for line in bench(jobs=jobs, clients=clients):
-        typer.echo(line)

@@ -1,5 +1,6 @@
 """Settings of gateway and worker, from environment variables `MASKBIT_*`; the command line overrides them."""
 
+import ipaddress
 from pathlib import Path
 from typing import Literal
 
@@ -7,6 +8,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.jobs.job import QueueLimits
+from service.logs import Format, Level
 
 MIB = 1 << 20
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
@@ -22,12 +24,25 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="MASKBIT_", extra="forbid", frozen=True)
 
-    bundle: str = "fruit"
+    bundle: str = Field("fruit", description="for a gateway several, with commas between them")
     redis_url: str | None = None
     state_dir: Path = Field(default_factory=default_state_dir)
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    allowed_hosts: str | None = Field(
+        None,
+        description="names in Host that are answered, with commas between; * is any. "
+        "By default any, or localhost alone when listening on loopback; addresses always are",
+    )
+    max_connections: int = Field(
+        2000, ge=1, description="beyond it the one that has been idle longest is closed"
+    )
+    trusted_proxies: str = Field("", description="addresses and networks whose X-Forwarded-For is believed")
+    api_keys: str | None = Field(None, description="NAME:SHA256[:FIELD=NUMBER]…, several with commas between")
+    api_keys_file: Path | None = Field(None, description="TOML; read again when it changes")
+    log_format: Format = "text"
+    log_level: Level = "info"
     metrics_port: int | None = Field(
         None, ge=0, le=65535, description="the worker's own /metrics; none by default"
     )
@@ -36,6 +51,7 @@ class Settings(BaseSettings):
     upload_bytes: int = Field(20 * MIB, ge=1)
     body_bytes: int = Field(32 * MIB, ge=1, description="JSON and multipart bodies")
     upload_pixels: int = Field(40_000_000, ge=1)
+    bodies_bytes: int = Field(256 * MIB, ge=1, description="all bodies that are being received, together")
     header_timeout_s: float = Field(10, gt=0)
     body_timeout_s: float = Field(30, gt=0)
     decoders: int = Field(1, ge=1, le=64, description="processes that decode uploads")
@@ -60,6 +76,23 @@ class Settings(BaseSettings):
             raise ValueError(f"it must begin with {', '.join(REDIS_SCHEMES)}")
         return url
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _addresses(cls, text: str) -> str:
+        for part in _parts(text):
+            ipaddress.ip_network(part)
+        return text
+
+    @property
+    def proxies(self) -> list[str]:
+        """`trusted_proxies` one by one."""
+        return _parts(self.trusted_proxies)
+
+    @property
+    def bundles(self) -> tuple[str, ...]:
+        """The bundles that `bundle` names; the first is the default model."""
+        return tuple(_parts(self.bundle)) or (self.bundle,)
+
     def queue_limits(self) -> QueueLimits:
         """The bounds of the queue, which every process of a deployment must share."""
         return QueueLimits(
@@ -68,3 +101,7 @@ class Settings(BaseSettings):
             result_ttl_s=self.result_ttl_s,
             lease_s=self.lease_s,
         )
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]

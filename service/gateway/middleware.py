@@ -13,6 +13,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.gateway.responses import error_body
+from service.gateway.spans import Spans
+from service.logs import log_fields
 from service.telemetry import GatewayMetrics
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,7 @@ _CALLERS_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CLIENT_LEFT = 499
 _PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 _LINGER_S = 1.0
+_LINGER_PAUSE_S = 0.005
 
 
 def new_request_id() -> str:
@@ -37,9 +40,10 @@ def new_request_id() -> str:
 class Envelope:
     """Pure ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, metrics: GatewayMetrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: GatewayMetrics, spans: Spans) -> None:
         self._app = app
         self._metrics = metrics
+        self._spans = spans
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event."""
@@ -47,6 +51,13 @@ class Envelope:
             await self._app(scope, receive, send)
             return
         exchange = Exchange(scope, receive, send)
+        with log_fields(request_id=exchange.id) as fields, self._spans.request(scope["headers"], fields):
+            await self._serve(scope, exchange, fields)
+
+    async def _serve(self, scope: Scope, exchange: "Exchange", fields: dict[str, object]) -> None:
+        fields["method"] = scope["method"]
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
         began = time.perf_counter()
         try:
             await self._app(scope, exchange.receive, exchange.send)
@@ -59,12 +70,12 @@ class Envelope:
             log.exception("request %s failed", exchange.id)
             await exchange.fail(500, "internal", "an internal error; the log has more under this request id")
         finally:
-            self._note(scope, exchange, time.perf_counter() - began)
+            self._note(scope, exchange, fields, time.perf_counter() - began)
 
-    def _note(self, scope: Scope, exchange: "Exchange", seconds: float) -> None:
+    def _note(self, scope: Scope, exchange: "Exchange", fields: dict[str, object], seconds: float) -> None:
         code = exchange.status if exchange.complete else _CLIENT_LEFT
-        method = scope["method"]
-        route = _route(scope)
+        route, method = _route(scope), str(fields["method"])
+        fields.update(route=route, status=code, duration_ms=round(1000 * seconds, 3))
         self._metrics.http(route, method, code, seconds)
         # Probes come every few seconds and say nothing that the metrics do not.
         level = logging.DEBUG if route in _PROBES else logging.INFO
@@ -87,6 +98,7 @@ class Exchange:
         self._send = send
         self._receive = receive
         self._unread = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+        self._head_only = scope["method"] == "HEAD"
 
     async def receive(self) -> Message:
         """The next message of the client."""
@@ -103,6 +115,11 @@ class Exchange:
             if self._unread:
                 headers.append((b"connection", b"close"))
             await self._send({**message, "headers": headers})
+            if not self._head_only:
+                return
+            # The answer ends here, that of a stream too.
+            message = {"type": "http.response.body"}
+        elif self._head_only:
             return
         last = not message.get("more_body", False)
         if last and self._unread:
@@ -118,6 +135,8 @@ class Exchange:
             async with asyncio.timeout(_LINGER_S):
                 while self._unread:
                     await self.receive()
+                    # A flood is taken in no faster than some MB a second.
+                    await asyncio.sleep(_LINGER_PAUSE_S)
         except TimeoutError:
             pass
 

@@ -8,9 +8,10 @@ from fastapi.exceptions import RequestValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match, Mount
 
 from models.errors import InputError
-from service.errors import InvalidRequest, JobCancelled, JobFailed, ServiceError
+from service.errors import DeadlineUnmeetable, InvalidRequest, JobCancelled, JobFailed, ServiceError
 from service.gateway.refusals import refusal
 from service.jobs.job import CANCELLED, ERROR, EXPIRED, JobView
 
@@ -29,7 +30,10 @@ def error_body(code: str, message: str, request_id: str) -> dict[str, dict[str, 
 
 def error_response(error: ServiceError, request_id: str) -> Response:
     """The answer that an error of ours becomes."""
-    return json_response(error_body(error.code, error.message, request_id), error.status, retry_header(error))
+    headers = retry_header(error)
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return json_response(error_body(error.code, error.message, request_id), error.status, headers)
 
 
 def retry_header(error: ServiceError) -> dict[str, str]:
@@ -71,7 +75,7 @@ def install(app: FastAPI) -> None:
 
 async def _service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    if error.status in (429, 503):
+    if error.status in (429, 503) or isinstance(error, DeadlineUnmeetable):
         request.app.state.desk.metrics.shed(error.code)
     return error_response(error, request_id_of(request))
 
@@ -88,15 +92,29 @@ async def _validation_error(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = _FRAMEWORK_CODES.get(error.status_code, "http_error")
-    body = error_body(code, _sentence(request, error), request_id_of(request))
-    return json_response(body, error.status_code, dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = _allowed(request)
+    body = error_body(code, _sentence(request, error, headers), request_id_of(request))
+    return json_response(body, error.status_code, headers)
 
 
-def _sentence(request: Request, error: HTTPException) -> str:
+def _allowed(request: Request) -> str:
+    """The methods of all routes at this path: the framework knows those of the first one only."""
+    scopes = ({**request.scope, "method": method} for method in ("DELETE", "GET", "PATCH", "POST", "PUT"))
+    routes = [route for route in request.app.router.routes if not isinstance(route, Mount)]
+    found = [
+        scope["method"] for scope in scopes if any(one.matches(scope)[0] is Match.FULL for one in routes)
+    ]
+    # Only the assets are mounted.
+    found = found or ["GET"]
+    return ", ".join([*found, *(["HEAD"] if "GET" in found else [])])
+
+
+def _sentence(request: Request, error: HTTPException, headers: dict[str, str]) -> str:
     path = json.dumps(request.url.path[:80])
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
-        return f"{request.method} is not possible for {path}; allowed is {allowed}"
+        return f"{request.method} is not possible for {path}; allowed is {headers['Allow']}"
     if error.status_code == 404:
         return f"there is nothing at {path}; GET /openapi.json lists what there is"
     return str(error.detail)

@@ -1,0 +1,119 @@
+"""The gate in front of all routes: with API keys set, whoever has none sees the open paths only."""
+
+from __future__ import annotations
+
+import math
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import ServiceError, TooManyFailedKeys, Unauthorized, Unavailable
+from service.gateway.caller import PUBLIC, Caller
+from service.gateway.failed_keys import ALLOWED, FailedKeys
+from service.gateway.key_ring import KeyRing
+from service.gateway.responses import error_response
+from service.jobs.allowance import Allowances, Balance
+from service.logs import note
+from service.telemetry import GatewayMetrics
+
+OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json"})
+_ASSETS = "/static/"
+
+
+def is_open(path: str) -> bool:
+    """Whether a path may be asked for without a key."""
+    return path in OPEN_PATHS or path.startswith(_ASSETS)
+
+
+class Gate:
+    """Pure ASGI middleware: finds the caller and charges one request, before anything of the body is read."""
+
+    def __init__(self, app: ASGIApp, keys: KeyRing, allowances: Allowances, metrics: GatewayMetrics) -> None:
+        self._app = app
+        self._keys = keys
+        self._allowances = allowances
+        self._metrics = metrics
+        self._failed = FailedKeys()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection event."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif not self._keys.required or is_open(scope["path"]):
+            scope["state"]["caller"] = PUBLIC
+            await self._app(scope, receive, send)
+        else:
+            await self._admit(scope, receive, send)
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            caller = self._caller(scope)
+            note(tenant=caller.tenant)
+            balance = await self._allowances.charge_request(caller.tenant, caller.allowance)
+        except ServiceError as exc:
+            if exc.status in (429, 503):
+                self._metrics.shed(exc.code)
+            await error_response(exc, scope["state"]["request_id"])(scope, receive, send)
+            return
+        scope["state"]["caller"] = caller
+        if balance is None:
+            await self._app(scope, receive, send)
+        else:
+            await _Charged(self._allowances, caller, balance, send).run(self._app, scope, receive)
+
+    def _caller(self, scope: Scope) -> Caller:
+        """Raises Unauthorized, TooManyFailedKeys. A right key is let in from wherever it comes.
+
+        Behind one address there may be many people, and no number of guesses finds a key.
+        """
+        presented = presented_keys(Headers(scope=scope))
+        if not presented:
+            raise Unauthorized("an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY")
+        caller = self._keys.find(presented[0]) if len(presented) == 1 else None
+        if caller is not None:
+            return caller
+        address = scope["client"][0] if scope.get("client") else ""
+        self._metrics.key_failed()
+        if wait_s := self._failed.wait_s(address):
+            raise TooManyFailedKeys(
+                f"more than {ALLOWED} wrong API keys a minute came from this address", retry_after_s=wait_s
+            )
+        self._failed.add(address)
+        if len(presented) > 1:
+            raise Unauthorized("the request has several API keys that differ; one is needed")
+        raise Unauthorized("the API key is not known")
+
+
+class _Charged:
+    """A request that was charged: its answer says what is left, and 503 gives the charge back."""
+
+    def __init__(self, allowances: Allowances, caller: Caller, balance: Balance, send: Send) -> None:
+        self._allowances = allowances
+        self._caller = caller
+        self._balance = balance
+        self._send = send
+        self._status = 0
+
+    async def run(self, app: ASGIApp, scope: Scope, receive: Receive) -> None:
+        await app(scope, receive, self._with_headers)
+        if self._status == Unavailable.status:
+            await self._allowances.refund(self._caller.tenant, self._caller.allowance, requests=1)
+
+    async def _with_headers(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["RateLimit-Limit"] = str(self._caller.allowance.at_once)
+            headers["RateLimit-Remaining"] = str(self._balance.remaining)
+            headers["RateLimit-Reset"] = str(math.ceil(self._balance.full_in_s))
+        await self._send(message)
+
+
+def presented_keys(headers: Headers) -> list[str]:
+    """The different API keys of a request; other schemes of Authorization may be a proxy's."""
+    found = headers.getlist("x-api-key")
+    for value in headers.getlist("authorization"):
+        scheme, _, rest = value.strip().partition(" ")
+        if scheme.lower() == "bearer":
+            found.append(rest)
+    return list(dict.fromkeys(key.strip() for key in found if key.strip()))
