@@ -45,5 +45,7 @@ def test_a_backlog_turns_away_what_it_makes_late_and_says_when_to_come_again(
     assert (refused.status_code, refused.headers["Retry-After"]) == (504, "3")
     accepted = gateway.client.post("/jobs", json={**body, "deadline_ms": 10_000})
     assert accepted.status_code == 202
+    # 64 rows before it, of which the workers begin 16 at once, then its own 8 at 10 in a second.
+    assert (accepted.json()["position"], accepted.json()["eta_ms"]) == (8, 5600)
     for job_id in (*ids, accepted.json()["id"]):
         assert gateway.client.delete(f"/jobs/{job_id}").status_code == 200

@@ -107,12 +107,16 @@ class ErrorAnswer(Answer):
 
 
 class JobAnswer(Answer):
-    """A job: queued, running, done, failed, cancelled or expired; `position` is the number of jobs ahead."""
+    """A job: queued, running, done, failed, cancelled or expired.
+
+    `position` is the number of jobs ahead; `eta_ms`, if known, the milliseconds until it may be done at best.
+    """
 
     id: str
     kind: str
     state: str
     position: int | None = None
+    eta_ms: int | None = None
     result: PicturesAnswer | TokensAnswer | TokensListAnswer | None = None
     error: ErrorDetail | None = None
 

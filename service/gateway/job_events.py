@@ -32,8 +32,9 @@ class JobEvent:
 async def follow(desk: Desk, ticket: Ticket, after: str = "0") -> AsyncGenerator[JobEvent, None]:
     """All events of a job to its end. A client that leaves before cancels the job, unless it is kept."""
     try:
-        position = (await ticket.model.jobs.get(ticket.id, ticket.tenant)).position
-        yield JobEvent("queued", {"id": ticket.id, "position": position or 0})
+        view = await ticket.model.jobs.get(ticket.id, ticket.tenant)
+        eta_ms = ticket.model.fleet.speed.eta_ms(view)
+        yield JobEvent("queued", {"id": ticket.id, "position": view.position or 0, "eta_ms": eta_ms})
         async for event in _progress(ticket, after):
             yield event
         for event in _result(ticket.model.offer, desk.collect(ticket)):
@@ -69,7 +70,7 @@ async def _progress(ticket: Ticket, after: str) -> AsyncIterator[JobEvent]:
 
 
 def _result(offer: Offer, view: JobView) -> Iterator[JobEvent]:
-    done: dict[str, object] = {"id": view.id, "model": offer.model}
+    done: dict[str, object] = {"id": view.id, "model": offer.model, "bundle": offer.bundle}
     if view.kind != "tokenize":
         pictures = pictures_of(view)
         for index in range(len(pictures.files)):

@@ -27,6 +27,7 @@ from service.gateway.queries import JobQuery
 from service.gateway.rendering import grids_of, pictures_answer, pictures_of, tokens_answer
 from service.gateway.responses import job_error, request_id_of
 from service.gateway.schemas import ORDER, DetokenizeOrder, GenerateOrder, Order, TokenizeOrder
+from service.gateway.served_model import ServedModel
 from service.jobs.job import CANCELLED, DONE, ERROR, EXPIRED, QUEUED, RUNNING, JobView
 from service.jobs.payloads import DetokenizeJob, TokenizeJob
 
@@ -57,7 +58,7 @@ async def create(request: Request, desk: OpenDesk, caller: CallerDep) -> Respons
     model = await desk.model(order.model)
     ticket = await _accept(Errand(desk, request, model, caller, order.deadline_ms), order, repeat)
     view = await ticket.model.jobs.get(ticket.id, ticket.tenant)
-    return _answer(view).response(202, {"Location": f"/jobs/{ticket.id}"})
+    return _answer(view, ticket.model).response(202, {"Location": f"/jobs/{ticket.id}"})
 
 
 async def _accept(errand: Errand, order: Order, repeat: Repeat | None) -> Ticket:
@@ -94,7 +95,7 @@ async def look(
 ) -> Response:
     """The state of a job and, when it is done, its result as the waiting request would have got it."""
     model, view = await desk.catalogue.find(checked(job_id), caller.tenant)
-    answer = _answer(view)
+    answer = _answer(view, model)
     if not view.terminal:
         return answer.response(202)
     if view.state == DONE:
@@ -113,7 +114,7 @@ async def cancel(job_id: str, desk: DeskDep, caller: CallerDep) -> Response:
     """Cancel a job; one that has ended stays as it is."""
     model, _ = await desk.catalogue.find(checked(job_id), caller.tenant)
     await model.jobs.cancel(job_id, caller.tenant)
-    return _answer(await model.jobs.get(job_id, caller.tenant)).response()
+    return _answer(await model.jobs.get(job_id, caller.tenant), model).response()
 
 
 @router.get(
@@ -136,10 +137,11 @@ def checked(job_id: str) -> str:
     return job_id
 
 
-def _answer(view: JobView) -> JobAnswer:
+def _answer(view: JobView, model: ServedModel) -> JobAnswer:
     answer = JobAnswer.model_construct(id=view.id, kind=view.kind, state=_WORDS[view.state])
     if view.position is not None:
         answer.position = view.position
+        answer.eta_ms = model.fleet.speed.eta_ms(view)
     return answer
 
 
