@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
 PORT ?= 8000
 PYTEST_ARGS ?=
+CHAOS_ARGS ?=
 
-.PHONY: help run setup test lint check format clean
+.PHONY: help run setup test chaos lint check format clean audit
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -44,6 +45,16 @@ check: lint  ## lint, types (mypy strict), import contracts
 test: check  ## everything: check, then all tests (PYTEST_ARGS)
 	@echo "== pytest"
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+chaos: $(VENV)/.run  ## break the service on purpose: faults and mutants (CHAOS_ARGS)
+	@echo "== chaos"
+	@$(BIN)/maskbit chaos $(CHAOS_ARGS)
+
+audit:  ## known vulnerabilities of the pinned versions, as pypi.org knows them
+	@echo "== pip-audit"
+	@test -x $(VENV)/audit/bin/python || $(PYTHON) -m venv $(VENV)/audit
+	@$(VENV)/audit/bin/python -m pip install -q --disable-pip-version-check 'pip-audit>=2.7'
+	@$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 format: $(VENV)/.dev  ## let ruff rewrite files
 	@echo "== formatting"

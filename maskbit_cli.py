@@ -32,11 +32,22 @@ COMMANDS: dict[str, Entry | Group] = {
     "train": ("training.cli", "train_app", "Train a tokenizer, a generator or a perceptual network."),
     "data": ("training.data.cli", "data_app", "Make shards of pictures, or a cache of their tokens."),
     "evaluate": ("training.evaluation.cli", "evaluate_app", "Measure the quality of a bundle."),
-    "chaos": ("service.chaos.cli", "chaos", "Break the service on purpose and check what the queue promises."),
+    "chaos": (
+        "service.chaos.cli",
+        "chaos",
+        "Break the service on purpose and check what the queue promises.",
+    ),
     "bench": (
         {
             "models": ("service.bench.cli", "bench_models", "Time per picture alone and in a batch."),
-            "service": ("service.bench.cli", "bench_service", "Overhead and throughput around an idle model."),
+            "service": (
+                "service.bench.cli",
+                "bench_service",
+                "Overhead and throughput around an idle model.",
+            ),
+            "load": ("service.bench.cli", "bench_load", "Step-level batching against whole requests."),
+            "redis": ("service.bench.cli", "bench_redis", "Redis commands a picture, memory a waiting job."),
+            "soak": ("service.bench.cli", "bench_soak", "Memory over many requests."),
             "abuse": ("service.bench.cli", "bench_abuse", "What hostile clients cost a good one."),
             "training": ("training.cli", "bench_training", "Training from pictures and from a token cache."),
         },

@@ -15,7 +15,6 @@ import uvloop
 from redis import Redis
 
 from service.errors import Unavailable
-from service.jobs import scripts
 from service.jobs.job import NewJob, QueueLimits
 from service.jobs.keys import GROUP, Keys
 from service.jobs.redis_link import AsyncLink
@@ -49,8 +48,9 @@ def test_a_redis_that_resets_connections_is_unavailable_under_uvloop_and_no_inte
     resetting_port: int,
 ) -> None:
     async def ask() -> set[str]:
-        link = AsyncLink(f"redis://127.0.0.1:{resetting_port}/0", KEYS.shared, scripts.GATEWAY)
-        replies = await asyncio.gather(*(link.run("depth") for _ in range(100)), return_exceptions=True)
+        link = AsyncLink(f"redis://127.0.0.1:{resetting_port}/0", KEYS.shared)
+        calls = [link.run("depth") for _ in range(100)] + [link.call(link.redis.ping) for _ in range(300)]
+        replies = await asyncio.gather(*calls, return_exceptions=True)
         await link.close()
         return {type(reply).__name__ for reply in replies}
 
@@ -59,7 +59,7 @@ def test_a_redis_that_resets_connections_is_unavailable_under_uvloop_and_no_inte
 
 def test_an_error_of_the_program_is_no_trouble_with_redis(redis_url: str) -> None:
     async def call() -> None:
-        link = AsyncLink(redis_url, KEYS.shared, scripts.GATEWAY)
+        link = AsyncLink(redis_url, KEYS.shared)
 
         async def wrong() -> None:
             raise RuntimeError("a mistake")

@@ -1,0 +1,80 @@
+"""The journal of a chaos run, arranged for the rules, and what Redis was made to lose."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from service.chaos.journal import Accepted, Answered, Asked, Event, Life, Loss, Recorded, only
+
+RESUBMIT_S = 4.0
+"""After Redis came back with less: by then a living gateway has submitted its jobs again."""
+TAIL_S = 2.0
+"""Before the kill: what is older is not in the bytes that were cut off."""
+
+
+class Evidence:
+    """The journal, arranged for the rules."""
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        self.events = events
+        self.asked = {event.n: event for event in only(events, Asked)}
+        self.accepted = {event.id: event for event in reversed(only(events, Accepted))}
+        self.recorded: dict[str, list[Recorded]] = defaultdict(list)
+        for record in only(events, Recorded):
+            self.recorded[record.id].append(record)
+        self.answered: dict[str, list[Answered]] = defaultdict(list)
+        for answer in only(events, Answered):
+            if answer.id:
+                self.answered[answer.id].append(answer)
+        self.losses = only(events, Loss)
+        self.lives: dict[str, list[Life]] = defaultdict(list)
+        for life in only(events, Life):
+            self.lives[life.name].append(life)
+
+    def lost_between(self, start: float, end: float) -> bool:
+        """Whether Redis lost something known at `start` before `end`."""
+        return any(
+            start <= loss.until and end >= loss.t and (loss.wiped or start >= loss.t - TAIL_S)
+            for loss in self.losses
+        )
+
+    def gateway_ended(self, accepted: Accepted, by: float) -> bool:
+        """Whether the gateway that accepted the job ended before `by`."""
+        return any(accepted.sent <= life.until <= by for life in self.lives[accepted.gateway])
+
+    def orphaned(self, accepted: Accepted) -> bool:
+        """Whether Redis lost the job when nobody was left to submit it again."""
+        return any(
+            accepted.t <= loss.until
+            and (loss.wiped or accepted.t >= loss.t - TAIL_S)
+            and self.gateway_ended(accepted, loss.until + RESUBMIT_S)
+            for loss in self.losses
+        )
+
+    def due_when_lost(self, accepted: Accepted) -> bool:
+        """Whether Redis lost the job and its deadline passed before it could be submitted again."""
+        due = accepted.sent + self.asked[accepted.n].deadline_ms / 1000
+        return any(
+            accepted.t <= loss.until
+            and (loss.wiped or accepted.t >= loss.t - TAIL_S)
+            and due < loss.until + RESUBMIT_S
+            for loss in self.losses
+        )
+
+    def result_wiped(self, job_id: str, before: float) -> bool:
+        """Whether the job had ended when Redis lost its result."""
+        ends = [event.t for event in (*self.recorded[job_id], *self.answered[job_id]) if event.t < before]
+        return any(self.lost_between(end, before) for end in ends)
+
+    def came_back(self, job_id: str, after: float) -> bool:
+        """Whether Redis lost the job and it came to its end all the same, later than `after`."""
+        accepted = self.accepted[job_id]
+        ends = [record.t for record in self.recorded[job_id] if record.t > after]
+        return any(self.lost_between(accepted.t, end) for end in ends)
+
+    def name(self, job_id: str) -> str:
+        """A job in words."""
+        accepted = self.accepted.get(job_id)
+        action = self.asked[accepted.n].action if accepted else "unknown request"
+        return f"{job_id[:8]} ({action})"
