@@ -16,6 +16,7 @@ from service.jobs.job import NewJob, QueueLimits
 from service.jobs.keys import Keys
 from service.jobs.redis_server import RedisServer, check_settings, find_executable
 from service.jobs.store import JobStore
+from tests.gateway_harness import until
 
 pytest_plugins = ["tests.redis_fixtures"]
 
@@ -143,3 +144,25 @@ def test_an_old_redis_on_path_is_passed_over(monkeypatch: pytest.MonkeyPatch, tm
     old.chmod(0o700)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     assert find_executable() != str(old)
+
+
+def test_what_follows_a_half_written_transaction_is_not_lost_with_it(
+    own_redis: RedisServer, tmp_path: Path
+) -> None:
+    with Redis.from_url(own_redis.url) as redis:
+        redis.set("before", 1)
+        redis.eval("redis.call('SET', 'half', 1) return redis.call('SET', 'done', 1)", 0)
+    assert own_redis.pid
+    os.kill(own_redis.pid, signal.SIGKILL)
+    until(lambda: not own_redis.alive)
+    [log] = [path for path in (tmp_path / "state").rglob("appendonly*aof") if b"half" in path.read_bytes()]
+    os.truncate(log, log.stat().st_size - 4)  # the EXEC is damaged
+    own_redis.start()
+    with Redis.from_url(own_redis.url) as redis:
+        redis.set("after", 1)
+        until(lambda: not redis.info("persistence")["aof_rewrite_in_progress"])
+    os.kill(own_redis.pid, signal.SIGKILL)
+    until(lambda: not own_redis.alive)
+    own_redis.start()
+    with Redis.from_url(own_redis.url) as redis:
+        assert redis.mget("before", "half", "done", "after") == [b"1", None, None, b"1"]

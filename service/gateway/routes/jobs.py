@@ -57,8 +57,12 @@ async def create(request: Request, desk: OpenDesk, caller: CallerDep) -> Respons
     repeat = repeat_of(request, lambda: order.model_dump_json(exclude_unset=True).encode())
     model = await desk.model(order.model)
     ticket = await _accept(Errand(desk, request, model, caller, order.deadline_ms), order, repeat)
-    view = await ticket.model.jobs.get(ticket.id, ticket.tenant)
-    return _answer(view, ticket.model).response(202, {"Location": f"/jobs/{ticket.id}"})
+    try:
+        answer = _answer(await ticket.model.jobs.get(ticket.id, ticket.tenant), ticket.model)
+    except NotFound:
+        # Redis lost everything between the two calls; this gateway submits the job again.
+        answer = JobAnswer.model_construct(id=ticket.id, kind=order.kind, state=_WORDS[QUEUED])
+    return answer.response(202, {"Location": f"/jobs/{ticket.id}"})
 
 
 async def _accept(errand: Errand, order: Order, repeat: Repeat | None) -> Ticket:
