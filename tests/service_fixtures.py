@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.bench import free_port
+from service.bench.running import free_port
 from tests.gateway_harness import until
 
 START_TIMEOUT_S = 60.0

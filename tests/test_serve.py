@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -20,7 +21,7 @@ from PIL import Image
 from models.bundle import open_bundle
 from models.drawing import draw
 from models.runtime.torch_runtime import TorchRuntime
-from service.bench import free_port
+from service.bench.running import free_port
 from service.jobs.redis_server import RedisServer
 from tests.gateway_harness import until
 from tests.service_fixtures import Running, serving, start
@@ -183,10 +184,45 @@ def test_accepted_jobs_survive_a_kill_of_the_whole_service(tmp_path: Path) -> No
         before = running.client.get(location).json()["result"]
         parts = psutil.Process(running.process.pid).children(recursive=True)
         running.process.kill()
-        # Worker and gateway end by themselves when their supervisor is gone; Redis, when the next one comes.
-        assert {part.name() for part in psutil.wait_procs(parts, 40)[1]} <= {"redis-server"}
+        # Worker and gateway end by themselves when their supervisor is gone; Redis later or for the next.
+        maskbit = [part for part in parts if "maskbit_cli" in part.cmdline()]
+        assert len(maskbit) == 2
+        assert psutil.wait_procs(maskbit, 40)[1] == []
     with serving(tmp_path, "--runtime", "noop") as running:
         assert running.client.get(location).json()["result"] == before
+
+
+def other_bundle(folder: Path) -> Path:
+    """The bundled model under another name, without weights: the no-op runtime reads none."""
+    manifest = replace(open_bundle("fruit").manifest, name="other", files={})
+    folder.mkdir()
+    (folder / "bundle.json").write_text(manifest.to_json())
+    return folder
+
+
+def test_several_models_are_served_by_a_worker_each_and_one_may_be_dead(tmp_path: Path) -> None:
+    other, ports = other_bundle(tmp_path / "other"), free_port()
+    bundles = ("--bundle", "fruit", "--bundle", str(other), "--runtime", "noop")
+    with serving(tmp_path, *bundles, MASKBIT_METRICS_PORT=str(ports), MASKBIT_LEASE_S="2") as running:
+        text = until(
+            lambda: (t := running.log.read_text()) and t.count("Metrics of the worker") == 2 and t, 60
+        )
+        assert f"Metrics of the worker of other: http://127.0.0.1:{ports + 1}/metrics" in text
+        for k, name in enumerate(("fruit", "other")):
+            answer = running.client.post("/generate", json={"class_id": 0, "steps": 2, "model": name}).json()
+            assert answer["model"] == name
+            metrics = httpx.get(f"http://127.0.0.1:{ports + k}/metrics").text
+            assert f'maskbit_model_info{{bundle="{answer["bundle"]}"' in metrics
+        (other / "bundle.json").rename(other / "gone.json")
+        (pid,) = (one["pid"] for one in running.workers() if str(one["bundle"]).startswith("other@"))
+        psutil.Process(int(str(pid))).kill()
+        until(lambda: running.client.get("/readyz").json()["models"] == {"fruit": True, "other": False}, 20)
+        until(lambda: "the worker of other ended with code 2" in running.log.read_text(), 30)
+        assert running.client.post("/generate", json={"class_id": 0, "steps": 2}).status_code == 200
+        refused = running.client.post("/generate", json={"class_id": 0, "model": "other"})
+        assert (refused.status_code, "'other'" in refused.text) == (503, True)
+        (other / "gone.json").rename(other / "bundle.json")
+        until(lambda: running.client.get("/readyz").json()["models"]["other"], 40)
 
 
 def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -205,6 +241,9 @@ def test_what_cannot_start_says_why_in_one_line(tmp_path: Path, service: Running
         ("serve", "--bundle", "/nowhere"): "no bundle '/nowhere'",
         ("worker",): "MASKBIT_REDIS_URL",
         ("worker", "--runtime", "gpu"): "runtime",
+        ("worker", "--bundle", "fruit,fruit", "--redis-url", "redis://x"): "a worker serves one bundle",
+        ("serve", "--bundle", "fruit", "--bundle", "fruit"): "are both called 'fruit'",
+        ("gateway", "--bundle", "fruit,fruit", "--redis-url", "redis://x"): "are both called 'fruit'",
         ("gateway", "--port", "0x"): "--port",
         ("gateway", "--redis-url", "foo"): "redis_url is 'foo'",
         ("serve", "--port", str(free_port()), "--state-dir", "/proc/x"): "--state-dir",

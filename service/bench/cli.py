@@ -1,0 +1,133 @@
+"""`maskbit bench`: the commands that measure models and service."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+BundleOption = Annotated[str, typer.Option(help="Bundled model, folder or hf://owner/name.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+RivalsOption = Annotated[
+    str, typer.Option(help="Servers to compare with, of litserve, bentoml and ray, separated by commas.")
+]
+
+
+def bench_models(
+    bundle: BundleOption = "fruit",
+    device: DeviceOption = "auto",
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 16,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Pictures of the batch that is compared with one alone.")
+    ] = 16,
+) -> None:
+    """Time per picture alone and in a batch; tokenize and detokenize."""
+    from models.bench import bench
+
+    for line in bench(bundle, device=device, steps=steps, batch=batch):
+        typer.echo(line)
+
+
+def bench_service(
+    clients: Annotated[int, typer.Option(min=1, max=512, help="Clients beside the run with one.")] = 32,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Length of one run.")] = 2.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each server, in turns.")] = 5,
+    rivals: RivalsOption = "",
+    durability: Annotated[
+        bool, typer.Option(help="Also measure Redis with fsync each second and without a file.")
+    ] = True,
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the other servers' environments [~/.cache/maskbit/rivals].")
+    ] = None,
+) -> None:
+    """Overhead and throughput of gateway, queue and worker around a runtime that does nothing."""
+    from service.bench.rivals.environment import default_cache_dir
+    from service.bench.rivals.rival import rivals_named
+    from service.bench.service import bench_service as bench
+
+    _quiet()
+    for line in bench(
+        clients=clients,
+        seconds=seconds,
+        rounds=rounds,
+        durabilities=("always", "everysec", "off") if durability else ("always",),
+        rivals=rivals_named(rivals),
+        cache_dir=cache_dir or default_cache_dir(),
+    ):
+        typer.echo(line)
+
+
+def bench_abuse(
+    attacks: Annotated[str | None, typer.Option(help="Which ones, separated by commas [all].")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Length of one run, alone or attacked.")] = 5.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each attack.")] = 2,
+) -> None:
+    """What slow, stalled, idle and flooding clients cost a good one."""
+    from service.bench.abuse import attacks_named
+    from service.bench.abuse import bench_abuse as bench
+
+    _quiet()
+    for line in bench(attacks=attacks_named(attacks), seconds=seconds, rounds=rounds):
+        typer.echo(line)
+
+
+def bench_load(
+    bundle: BundleOption = "fruit",
+    runtime: Annotated[str, typer.Option(help="auto, torch or noop.")] = "auto",
+    device: DeviceOption = "auto",
+    slots: Annotated[int, typer.Option(min=1, help="Pictures drawn at the same time.")] = 16,
+    requests: Annotated[int, typer.Option(min=1, help="Requests of each run.")] = 200,
+    load: Annotated[
+        float, typer.Option(min=0.01, max=2, help="What arrives, as a share of the saturated engine's speed.")
+    ] = 0.7,
+    limit: Annotated[
+        float, typer.Option(min=1, help="A request is good within so many times its time alone.")
+    ] = 5.0,
+    service: Annotated[bool, typer.Option(help="The same through HTTP and queue.")] = False,
+) -> None:
+    """Step-level batching against the batching of whole requests, mixed over 8, 16, 32 and 64 steps."""
+    from service.bench.load import bench_load as bench
+
+    _quiet()
+    for line in bench(
+        bundle,
+        runtime_name=runtime,
+        device=device,
+        slots=slots,
+        requests=requests,
+        share=load,
+        limit=limit,
+        through_service=service,
+    ):
+        typer.echo(line)
+
+
+def bench_redis(
+    pictures: Annotated[int, typer.Option(min=1, help="Pictures of each run.")] = 1000,
+    clients: Annotated[int, typer.Option(min=1, max=512, help="Clients beside the run with one.")] = 32,
+    jobs: Annotated[int, typer.Option(min=1, help="Jobs of each kind that wait.")] = 500,
+) -> None:
+    """Commands that Redis carries out for a picture, and the memory of a waiting job."""
+    from service.bench.redis_cost import bench_redis as bench
+
+    _quiet()
+    for line in bench(pictures=pictures, clients=clients, jobs=jobs):
+        typer.echo(line)
+
+
+def bench_soak(
+    requests: Annotated[int, typer.Option(min=1, help="Requests in all.")] = 100_000,
+    clients: Annotated[int, typer.Option(min=1, max=512, help="Clients at the same time.")] = 32,
+) -> None:
+    """Memory of gateway, worker and Redis over many requests."""
+    from service.bench.soak import bench_soak as bench
+
+    _quiet()
+    for line in bench(requests=requests, clients=clients):
+        typer.echo(line)
+
+
+def _quiet() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
