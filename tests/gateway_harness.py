@@ -43,10 +43,10 @@ class Gateway:
 
 
 @contextmanager
-def gateway_running(bundle: Bundle, redis_url: str, **changes: Any) -> Iterator[Gateway]:
-    """A gateway in a thread of its own; `changes` are settings."""
+def gateway_running(bundle: Bundle, redis_url: str, *others: Bundle, **changes: Any) -> Iterator[Gateway]:
+    """A gateway in a thread of its own, with `others` beside its first bundle; `changes` are settings."""
     settings = Settings(**{"redis_url": redis_url, "host": "127.0.0.1", "port": 0, "drain_s": 5, **changes})
-    app = create_app(settings, [bundle])
+    app = create_app(settings, [bundle, *others])
     server = make_server(app, settings, lambda: setattr(app.state.desk, "draining", True))
     with listen(settings.host, settings.port) as listener:
         port = listener.getsockname()[1]
@@ -86,16 +86,29 @@ class FakeWorker:
     answer: Callable[[Consumer, ClaimedJob], object] | None = None
     claimed: list[str] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
+    bundle: Bundle | None = None
+    """Another one than the gateway's first."""
     _ending: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
         self.gate.set()
         limits = self.gateway.settings.queue_limits()
-        self.consumer = Consumer(self.redis_url, self.gateway.keys, f"fake-{id(self)}", limits)
-        self.consumer.announce({"runtime": "noop", "device": "cpu", "bundle": self.gateway.bundle.ref})
+        self.consumer = Consumer(self.redis_url, self.keys, f"fake-{id(self)}", limits)
+        self._announce()
         self._threads = [threading.Thread(target=one) for one in (self._work, self._watch)]
         for thread in self._threads:
             thread.start()
+
+    @property
+    def served(self) -> Bundle:
+        return self.bundle or self.gateway.bundle
+
+    @property
+    def keys(self) -> Keys:
+        return Keys(self.served.manifest.name, self.served.revision)
+
+    def _announce(self) -> None:
+        self.consumer.announce({"runtime": "noop", "device": "cpu", "bundle": self.served.ref})
 
     def stop(self) -> None:
         self._ending.set()
@@ -119,7 +132,7 @@ class FakeWorker:
     def _watch(self) -> None:
         while not self._ending.is_set():
             self.stopped += self.consumer.hints(0.1)
-            self.consumer.announce({"runtime": "noop", "device": "cpu", "bundle": self.gateway.bundle.ref})
+            self._announce()
 
 
 def finish(consumer: Consumer, job: ClaimedJob) -> None:

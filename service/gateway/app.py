@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib import metadata
 
 from fastapi import FastAPI
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from models.bundle import Bundle, open_bundle
+from models.bundle import Bundle, open_bundles
 from models.errors import ConfigError
 from service.gateway import responses
 from service.gateway.desk import Desk
-from service.gateway.http_server import listen, make_server
+from service.gateway.gate import Gate
+from service.gateway.hosts import HostCheck, is_loopback
+from service.gateway.http_server import allow_files, listen, make_server
 from service.gateway.middleware import Envelope
-from service.gateway.routes import about, generate, health, jobs, openai, page, tokens
+from service.gateway.routes import about, edit, generate, health, jobs, openai, page, reconstruct, tokens
 from service.settings import Settings
 
-_ROUTES = (generate, tokens, jobs, openai, about, health, page)
+log = logging.getLogger(__name__)
+
+_ROUTES = (generate, tokens, edit, reconstruct, jobs, openai, about, health, page)
 _ABOUT = "Class-conditional pictures and bit tokens with MaskBit models."
 
 
@@ -47,7 +53,11 @@ def create_app(settings: Settings, bundles: Sequence[Bundle]) -> FastAPI:
     for module in _ROUTES:
         app.include_router(module.router)
     app.mount("/static", page.assets())
-    app.add_middleware(Envelope, metrics=desk.metrics)
+    app.add_middleware(Gate, keys=desk.keys, allowances=desk.allowances, metrics=desk.metrics)
+    app.add_middleware(HostCheck, settings=settings)
+    app.add_middleware(Envelope, metrics=desk.metrics, spans=desk.spans)
+    if settings.proxies:
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=settings.proxies)
     return app
 
 
@@ -71,8 +81,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def run_gateway(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Raises MaskBitError: no bundle, Redis URL or port."""
-    app = create_app(settings, [open_bundle(settings.bundle)])
+    app = create_app(settings, open_bundles(settings.bundles))
     server = make_server(app, settings, partial(_drain, app))
+    allow_files(settings.max_connections)
+    if not app.state.desk.keys.required and not is_loopback(settings.host):
+        log.warning("everybody who reaches %s may draw: no API keys are set", settings.host)
     with listen(settings.host, settings.port) as listener:
         server.run(sockets=[listener])
 

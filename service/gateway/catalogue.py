@@ -1,35 +1,40 @@
-"""The models of a deployment, by name."""
+"""The models of a deployment, by name, each at the revision that takes new jobs."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 from models.bundle import Bundle
-from models.errors import ConfigError
 from service.errors import InvalidRequest, NotFound, ResultExpired, Unavailable
+from service.gateway.lineage import Lineage
 from service.gateway.served_model import ServedModel
 from service.jobs.job import JobView
+from service.jobs.registry import Registry
 from service.settings import Settings
 
 
 class Catalogue:
-    """At least one model; the first is the default. Raises ConfigError for two of one name."""
+    """At least one model, no two of one name; the first is the default."""
 
     def __init__(self, bundles: Sequence[Bundle], settings: Settings, redis_url: str) -> None:
-        self._models: dict[str, ServedModel] = {}
-        for bundle in bundles:
-            model = ServedModel(bundle, settings, redis_url)
-            if model.name in self._models:
-                raise ConfigError(f"two bundles are called {model.name!r}; every name must be another")
-            self._models[model.name] = model
+        self._registry = Registry(redis_url)
+        self._lineages = {
+            bundle.manifest.name: Lineage(bundle, self._registry, settings, redis_url) for bundle in bundles
+        }
+        assert len(self._lineages) == len(bundles)
 
     @property
     def models(self) -> tuple[ServedModel, ...]:
-        """All models, the default first."""
-        return tuple(self._models.values())
+        """All models at the revision that takes new jobs, the default first."""
+        return tuple(lineage.current for lineage in self._lineages.values())
+
+    @property
+    def revisions(self) -> tuple[ServedModel, ...]:
+        """All models at all revisions of which something is left, those of `models` first."""
+        former = (one for lineage in self._lineages.values() for one in lineage.former)
+        return (*self.models, *former)
 
     @property
     def default(self) -> ServedModel:
@@ -38,16 +43,38 @@ class Catalogue:
 
     def get(self, name: str | None) -> ServedModel:
         """The model `name`, the default for None. Raises InvalidRequest."""
+        return self._lineage(name).current
+
+    async def pick(self, name: str | None) -> ServedModel:
+        """The model `name`, or the default, with a living worker. Raises InvalidRequest, Unavailable."""
+        return await self._lineage(name).pick()
+
+    async def successor(self, refused: ServedModel) -> ServedModel:
+        """The revision that takes the jobs that `refused` takes no more. Raises Unavailable."""
+        return await self._lineages[refused.name].successor(refused)
+
+    async def first(
+        self, model: ServedModel, tenant: str, key: str, fingerprint: str
+    ) -> tuple[ServedModel, str] | None:
+        """The job of another revision that a key led to. Raises IdempotencyConflict, Unavailable."""
+        for one in self.revisions:
+            if one.name == model.name and one is not model:
+                job_id = await one.jobs.first(tenant, key, fingerprint)
+                if job_id is not None:
+                    return one, job_id
+        return None
+
+    def _lineage(self, name: str | None) -> Lineage:
         if name is None:
-            return self.default
-        if name not in self._models:
-            raise InvalidRequest(f"model is {name[:80]!r}; allowed are {', '.join(self._models)}")
-        return self._models[name]
+            return next(iter(self._lineages.values()))
+        if name not in self._lineages:
+            raise InvalidRequest(f"model is {name[:80]!r}; allowed are {', '.join(self._lineages)}")
+        return self._lineages[name]
 
     async def find(self, job_id: str, tenant: str) -> tuple[ServedModel, JobView]:
         """The job of `tenant` with its model. Raises NotFound, ResultExpired, Unavailable."""
         missing: NotFound | ResultExpired | None = None
-        for model in self.models:
+        for model in self.revisions:
             try:
                 return model, await model.jobs.get(job_id, tenant)
             except ResultExpired as exc:
@@ -69,18 +96,22 @@ class Catalogue:
         assert failure is not None
         raise failure
 
-    async def workers(self) -> list[dict[str, Any]]:
-        """The living workers of all models."""
-        found: list[dict[str, Any]] = []
-        for model in self.models:
-            with suppress(Unavailable):
-                found += await model.fleet.workers()
-        return found
+    async def workers(self) -> dict[str, list[dict[str, Any]]]:
+        """The living workers of each model."""
+        return {model.name: await _workers(model) for model in self.models}
 
     async def open(self) -> None:
         """Open all models."""
-        await asyncio.gather(*(model.open() for model in self.models))
+        await asyncio.gather(*(lineage.open() for lineage in self._lineages.values()))
 
     async def close(self) -> None:
         """Close all models."""
-        await asyncio.gather(*(model.close() for model in self.models))
+        await asyncio.gather(*(lineage.close() for lineage in self._lineages.values()))
+        await self._registry.close()
+
+
+async def _workers(model: ServedModel) -> list[dict[str, Any]]:
+    try:
+        return await model.fleet.workers()
+    except Unavailable:
+        return []

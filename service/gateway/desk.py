@@ -7,22 +7,27 @@ import hashlib
 import logging
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from starlette.requests import ClientDisconnect
 
 from models.bundle import Bundle
-from service.errors import InvalidRequest, ServiceError, Unavailable
-from service.gateway.bodies import BodyLimits
+from service.errors import InvalidRequest, Moved, QuotaExceeded, ServiceError, Unavailable
+from service.gateway.bodies import BodyLimits, BodyRoom
 from service.gateway.caller import Caller
 from service.gateway.catalogue import Catalogue
 from service.gateway.decoder_pool import DecoderPool
+from service.gateway.key_ring import KeyRing
 from service.gateway.responses import job_error
 from service.gateway.served_model import ServedModel
+from service.gateway.spans import open_spans
+from service.jobs.allowance import Allowances
 from service.jobs.job import DONE, JobView, Kind, NewJob, Priority
-from service.jobs.payloads import Payload
+from service.jobs.payloads import GenerateJob, Payload
+from service.jobs.speed import cost_of
+from service.logs import note_job
 from service.settings import Settings
 from service.telemetry import GatewayMetrics
 
@@ -30,6 +35,7 @@ log = logging.getLogger(__name__)
 
 _MAX_KEY = 255
 _DRAIN_RETRY_S = 2.0
+_MOVES = 3  # revisions that may be published while one job is submitted
 _SMALL_BODY = 1 << 20
 
 
@@ -62,13 +68,16 @@ class Desk:
     def __init__(self, settings: Settings, bundles: Sequence[Bundle], redis_url: str) -> None:
         self.catalogue = Catalogue(bundles, settings, redis_url)
         self.metrics = GatewayMetrics()
+        self.keys = KeyRing(settings.api_keys, settings.api_keys_file)
+        self.allowances = Allowances(redis_url)
+        self.spans = open_spans()
         self.decoders = DecoderPool(settings.decoders, max_pixels=settings.upload_pixels)
         self.max_images = settings.max_images
         self.draining = False
-        seconds = settings.body_timeout_s
-        self.any_body = BodyLimits(settings.body_bytes, seconds)
-        self.small_body = BodyLimits(min(settings.body_bytes, _SMALL_BODY), seconds)
-        self.upload_body = BodyLimits(settings.upload_bytes, seconds)
+        seconds, room = settings.body_timeout_s, BodyRoom(settings.bodies_bytes)
+        self.any_body = BodyLimits(settings.body_bytes, seconds, room)
+        self.small_body = BodyLimits(min(settings.body_bytes, _SMALL_BODY), seconds, room)
+        self.upload_body = BodyLimits(settings.upload_bytes, seconds, room)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def open(self) -> None:
@@ -83,6 +92,7 @@ class Desk:
         await asyncio.gather(*cancelling, return_exceptions=True)
         await self.catalogue.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.allowances.close()
 
     async def check_open(self) -> None:
         """Raise Unavailable while draining, without a living worker of any model, or without Redis."""
@@ -92,9 +102,7 @@ class Desk:
 
     async def model(self, name: str | None = None) -> ServedModel:
         """The model `name`, or the default, with a living worker. Raises InvalidRequest, Unavailable."""
-        model = self.catalogue.get(name)
-        await model.fleet.workers()
-        return model
+        return await self.catalogue.pick(name)
 
     async def accept(
         self,
@@ -118,17 +126,63 @@ class Desk:
             payload=payload.pack(),
             fingerprint=repeat.fingerprint if repeat else "",
             rows=rows,
+            cost=cost_of(payload),
             tenant=caller.tenant,
+            tenant_jobs=caller.open_jobs,
             priority=priority,
             deadline_ms=deadline_ms,
             idempotency_key=repeat.key if repeat else None,
             keep_result=keep,
             wants_events=events,
         )
-        job_id = await model.jobs.submit(job)
+        model, job_id = await self._charge(model, caller, job)
+        note_job(job_id)
         counted = job_id == job.id
         outcome = self._spawn(self._settle(model, job_id, counted))
         return Ticket(job_id, model, caller.tenant, outcome, keep, counted)
+
+    async def _charge(self, model: ServedModel, caller: Caller, job: NewJob) -> tuple[ServedModel, str]:
+        """Submit `job` and charge for its pictures, unless it is turned away or was there before."""
+        tenant, allowance = caller.tenant, caller.allowance
+        try:
+            await self.allowances.charge_images(tenant, allowance, job.rows)
+        except QuotaExceeded:
+            if (first := await self._first(model, job)) is None:
+                raise
+            return first
+        try:
+            with self.spans.submit(job.kind, job.id, job.rows) as trace:
+                model, job_id = await self._submit(model, replace(job, trace=trace))
+        except ServiceError:
+            await self.allowances.refund(tenant, allowance, images=job.rows)
+            raise
+        if job_id != job.id:
+            await self.allowances.refund(tenant, allowance, images=job.rows)
+        return model, job_id
+
+    async def _first(self, model: ServedModel, job: NewJob) -> tuple[ServedModel, str] | None:
+        """The job that the idempotency key of `job` led to before."""
+        if job.idempotency_key is None:
+            return None
+        repeat = (job.tenant, job.idempotency_key, job.fingerprint)
+        job_id = await model.jobs.first(*repeat)
+        return await self.catalogue.first(model, *repeat) if job_id is None else (model, job_id)
+
+    async def _submit(self, model: ServedModel, job: NewJob) -> tuple[ServedModel, str]:
+        """Where the job is, and its id: `model`, or another revision that has it or has taken over."""
+        if job.idempotency_key is not None:
+            first = await self.catalogue.first(model, job.tenant, job.idempotency_key, job.fingerprint)
+            if first is not None:
+                return first
+        for _ in range(_MOVES):
+            try:
+                return model, await model.jobs.submit(job, model.fleet.speed)
+            except Moved:
+                successor = await self.catalogue.successor(model)
+                if not successor.offer.understands(model.offer, tokens=_holds_tokens(job)):
+                    raise
+                model = successor
+        raise Unavailable("the model moves from one revision to the next", retry_after_s=_DRAIN_RETRY_S)
 
     def visit(self, model: ServedModel, caller: Caller, job_id: str) -> Ticket:
         """A ticket for a job that was accepted before, here or elsewhere."""
@@ -152,7 +206,7 @@ class Desk:
         """What `ticket.outcome` ended with: the done job, or its error as an exception."""
         view = ticket.outcome.result()
         if not ticket.keep:
-            self._spawn(ticket.model.jobs.forget(view.id))
+            ticket.model.jobs.forget(view.id)
         if view.state != DONE:
             raise job_error(view)
         return view
@@ -173,7 +227,7 @@ class Desk:
     async def _settle(self, model: ServedModel, job_id: str, counted: bool) -> JobView:
         view = await model.jobs.wait(job_id)
         if counted:
-            self.metrics.job_ended(view)
+            self.metrics.job_ended(model.name, view)
         return view
 
     def _spawn(self, work: Coroutine[Any, Any, Any], name: str | None = None) -> asyncio.Task[Any]:
@@ -187,6 +241,10 @@ class Desk:
         # Looked at here, since the client who waited for it may have left.
         if not task.cancelled() and (error := task.exception()) and not isinstance(error, ServiceError):
             log.error("a task of the desk failed", exc_info=error)
+
+
+def _holds_tokens(job: NewJob) -> bool:
+    return job.kind == "detokenize" or (job.kind == "generate" and bool(GenerateJob.unpack(job.payload).mask))
 
 
 def repeat_of(request: Request, content: Callable[[], bytes]) -> Repeat | None:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 
-from models.bundle import MANIFEST, Bundle
+from models.bundle import TOKENIZER_WEIGHTS, Manifest
 from models.sampling_config import SamplingConfig
 from service.errors import InvalidRequest
 from service.settings import Settings
@@ -19,11 +19,13 @@ _SUGGESTIONS = 3
 class Offer:
     """`max_steps`: the bit groups of a picture, 0 without a generator. `num_codes`: of token indices.
 
-    `created_s`: when the bundle was written, seconds since the epoch.
+    `created_s`: Unix time at which the revision was written or, where its files are not at hand, loaded.
+    `tokenizer`: digest of its weights; a token grid means the same to two revisions only if it is the same.
     """
 
     model: str
     bundle: str
+    tokenizer: str
     created_s: int
     licence: str
     image_size: int
@@ -37,14 +39,14 @@ class Offer:
     upload_bytes: int
 
     @classmethod
-    def of(cls, bundle: Bundle, settings: Settings) -> Offer:
-        """The offer of a gateway with these settings in front of workers with this bundle."""
-        manifest = bundle.manifest
+    def of(cls, manifest: Manifest, revision: str, created_s: int, settings: Settings) -> Offer:
+        """The offer of a gateway with these settings in front of workers with this revision of a bundle."""
         generator = manifest.generator
         return cls(
             model=manifest.name,
-            bundle=bundle.ref,
-            created_s=int((bundle.path / MANIFEST).stat().st_mtime),
+            bundle=f"{manifest.name}@{revision}",
+            tokenizer=manifest.files.get(TOKENIZER_WEIGHTS, ""),
+            created_s=created_s,
             licence=manifest.licence,
             image_size=manifest.image_size,
             grid=(manifest.grid, manifest.grid),
@@ -61,6 +63,12 @@ class Offer:
     def has_generator(self) -> bool:
         """Whether pictures can be drawn."""
         return self.max_steps > 0
+
+    def understands(self, other: Offer, *, tokens: bool) -> bool:
+        """Whether a job made for `other`, with token grids in it or without, is the same job here."""
+        names = ["image_size", "grid", "bits", "num_codes", "class_names", "max_steps"]
+        names += ["tokenizer"] if tokens else []
+        return all(getattr(self, name) == getattr(other, name) for name in names)
 
     def check_class_id(self, class_id: int) -> int:
         """Return `class_id`; InvalidRequest when there is no such class."""

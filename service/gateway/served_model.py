@@ -1,8 +1,8 @@
-"""One bundle at one revision as a gateway serves it: its bounds, its queue, its workers."""
+"""One revision of a model as a gateway serves it: its bounds, its queue, its workers."""
 
 from __future__ import annotations
 
-from models.bundle import Bundle
+from models.bundle import Manifest
 from service.gateway.offer import Offer
 from service.jobs.fleet import Fleet
 from service.jobs.keys import Keys
@@ -11,17 +11,19 @@ from service.settings import Settings
 
 
 class ServedModel:
-    """What a request to one model needs. Redis may be away when it is made and opened."""
+    """What a request to one revision needs. Redis may be away when it is made and opened."""
 
-    def __init__(self, bundle: Bundle, settings: Settings, redis_url: str) -> None:
-        self.offer = Offer.of(bundle, settings)
-        keys = Keys(bundle.manifest.name, bundle.revision)
-        self.jobs = JobStore(redis_url, keys, settings.queue_limits())
-        self.fleet = Fleet(self.jobs)
+    def __init__(
+        self, manifest: Manifest, revision: str, created_s: int, settings: Settings, redis_url: str
+    ) -> None:
+        self.revision = revision
+        self.offer = Offer.of(manifest, revision, created_s, settings)
+        self.jobs = JobStore(redis_url, Keys(manifest.name, revision), settings.queue_limits())
+        self.fleet = Fleet(self.jobs, manifest.name)
 
     @property
     def name(self) -> str:
-        """What requests call it."""
+        """What requests call the model."""
         return self.offer.model
 
     async def open(self) -> None:

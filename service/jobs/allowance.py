@@ -48,7 +48,7 @@ class Allowances:
     """Charges tenants, each in one round trip. A lost answer is asked for again, so it may count twice."""
 
     def __init__(self, url: str) -> None:
-        self._link = AsyncLink(url, (ALLOWANCES,), (_SCRIPT,))
+        self._link = AsyncLink(url, (ALLOWANCES,))
 
     async def close(self) -> None:
         """Drop the connections."""

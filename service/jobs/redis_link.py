@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from redis import Redis
@@ -10,12 +10,13 @@ from redis import asyncio as aioredis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from service.errors import Unavailable
 from service.jobs import scripts
+from service.jobs.line import Line
 
 _T = TypeVar("_T")
 
@@ -24,7 +25,7 @@ BLOCK_MAX_S = 5.0
 _BLOCKING_TIMEOUT_S = BLOCK_MAX_S + 2.0
 _CALL_TIMEOUT_S = 3.0
 _CALL_TRIES = 3
-_CONNECTIONS = 16
+_CONNECTIONS = 4
 _TRANSIENT = (
     *("LOADING", "MISCONF", "READONLY", "OOM", "MASTERDOWN", "NOREPLICAS", "BUSY", "CLUSTERDOWN", "TRYAGAIN"),
     # A blocking read whose stream was deleted.
@@ -66,7 +67,7 @@ def connect(url: str, name: str | None = None) -> Redis:
     return Redis.from_url(url, protocol=2, socket_timeout=_BLOCKING_TIMEOUT_S, retry=retry, client_name=name)
 
 
-def connect_async(url: str, connections: int, timeout_s: float = _BLOCKING_TIMEOUT_S) -> aioredis.Redis:
+def connect_async(url: str, connections: int, timeout_s: float) -> aioredis.Redis:
     """An asyncio client with at most so many connections; callers beyond them wait up to `timeout_s`."""
     pool = aioredis.BlockingConnectionPool.from_url(
         url,
@@ -79,24 +80,31 @@ def connect_async(url: str, connections: int, timeout_s: float = _BLOCKING_TIMEO
     return aioredis.Redis.from_pool(pool)
 
 
+def open_line(url: str, timeout_s: float = _BLOCKING_TIMEOUT_S) -> Line:
+    """A line, which connects when it is first needed."""
+    retry = AsyncRetry(NoBackoff(), 0)
+    pool: Any = aioredis.ConnectionPool.from_url(url, protocol=2, socket_timeout=None, retry=retry)
+    return Line(pool.make_connection(), timeout_s)
+
+
 class AsyncLink:
-    """Calls of a gateway; `keys` are the KEYS of all its scripts.
+    """Calls of a gateway; `keys` are the KEYS of all its scripts, which share one connection.
 
-    Every call may be repeated safely, and is, a few times, when its answer is lost.
-
-    A call goes on when the task that waits for it is cancelled: otherwise the connection would carry its
-    answer to the next caller. Trouble with Redis is raised as Unavailable.
+    Every call may be repeated safely, and is, a few times, when its answer is lost. A call that was sent goes
+    on when the task that waits for it is cancelled: otherwise the connection would carry its answer to the
+    next caller. Trouble with Redis is raised as Unavailable.
     """
 
-    def __init__(self, url: str, keys: Sequence[str], script_names: Iterable[str]) -> None:
+    def __init__(self, url: str, keys: Sequence[str]) -> None:
         self.redis = connect_async(url, _CONNECTIONS, _CALL_TIMEOUT_S)
         self._keys = keys
-        self._scripts = {name: self.redis.register_script(scripts.source(name)) for name in script_names}
+        self._line = open_line(url, _CALL_TIMEOUT_S)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def close(self) -> None:
         """Let the calls in flight end, then drop the connections."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._line.close()
         await self.redis.aclose()
 
     def spawn(self, work: Coroutine[Any, Any, _T]) -> "asyncio.Task[_T]":
@@ -108,8 +116,13 @@ class AsyncLink:
 
     async def run(self, name: str, *args: Any) -> Any:
         """Run the script `name`."""
-        script = self._scripts[name]
-        return await self.call(lambda: script(keys=self._keys, args=args))
+        return await self._try(lambda: self._run(name, (len(self._keys), *self._keys, *args)))
+
+    async def _run(self, name: str, parts: Sequence[Any]) -> Any:
+        try:
+            return await self._line.call("EVALSHA", scripts.digest(name), *parts)
+        except NoScriptError:
+            return await self._line.call("EVAL", scripts.source(name), *parts)
 
     async def call(self, make: Callable[[], Awaitable[_T]]) -> _T:
         """Await `make()` to its end, also when the caller is cancelled."""

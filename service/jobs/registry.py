@@ -3,6 +3,8 @@
 The manifest travels along, so that a gateway can serve the jobs of a revision whose files it never saw.
 """
 
+from typing import Any
+
 from redis import Redis
 
 from service.jobs.keys import manifests_of, revisions_of
@@ -25,26 +27,26 @@ def is_registered(redis: Redis, name: str, revision: str) -> bool:
 
 def newest(redis: Redis, name: str) -> str | None:
     """The revision that was loaded last. Raises RedisError, OSError."""
-    found = redis.zrange(revisions_of(name), -1, -1)
-    return found[0].decode() if found else None
+    found: Any = redis.zrange(revisions_of(name), -1, -1)
+    return str(found[0].decode()) if found else None
 
 
 class Registry:
     """The registry as a gateway reads it. Trouble with Redis is raised as Unavailable."""
 
     def __init__(self, url: str) -> None:
-        self._link = AsyncLink(url, (), ())
+        self._link = AsyncLink(url, ())
 
     async def revisions(self, name: str) -> dict[str, int]:
         """The revisions of a model, the newest first, with the Unix times of their last loading."""
         redis, key = self._link.redis, revisions_of(name)
-        found = await self._link.call(lambda: redis.zrange(key, 0, -1, desc=True, withscores=True))
+        found: Any = await self._link.call(lambda: redis.zrange(key, 0, -1, desc=True, withscores=True))
         return {revision.decode(): int(score / 1e6) for revision, score in found}
 
     async def manifest(self, name: str, revision: str) -> str | None:
         """The text of a revision's `bundle.json`; None for one that is not registered."""
-        text = await self._link.call(lambda: self._link.redis.hget(manifests_of(name), revision))
-        return text.decode() if text is not None else None
+        text: Any = await self._link.call(lambda: self._link.redis.hget(manifests_of(name), revision))
+        return str(text.decode()) if text is not None else None
 
     async def remove(self, name: str, revision: str) -> None:
         """Forget a revision."""

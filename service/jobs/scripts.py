@@ -1,5 +1,6 @@
 """The Lua scripts of the job protocol, each with the functions that it shares with others in front."""
 
+import hashlib
 from functools import cache
 from importlib import resources
 
@@ -25,3 +26,9 @@ def source(name: str) -> str:
     folder = resources.files("service.jobs") / "lua"
     parts = (*_PRELUDES.get(name, ("common",)), name)
     return "\n".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in parts)
+
+
+@cache
+def digest(name: str) -> str:
+    """What Redis calls the script `name` once it knows it."""
+    return hashlib.sha1(source(name).encode()).hexdigest()

@@ -20,11 +20,10 @@ from service.errors import (
     TenantLimit,
     Unavailable,
 )
-from service.jobs import scripts
 from service.jobs.events import EventTail
 from service.jobs.job import DONE, EXPIRED, QUEUED, RUNNING, Depth, JobView, NewJob, QueueDepth, QueueLimits
 from service.jobs.keys import Keys
-from service.jobs.redis_link import TROUBLE, AsyncLink, backoff_s, connect_async, describe
+from service.jobs.redis_link import TROUBLE, AsyncLink, backoff_s, describe, open_line
 from service.jobs.speed import Forecast, Speed
 
 _log = logging.getLogger(__name__)
@@ -35,6 +34,8 @@ _INBOX_BATCH = 200
 _CHUNK = 500
 _SWEEP_BATCH = 100
 _LATE_S = 5.0
+# Results that are forgotten wait so long for others, to go together.
+_FORGET_PAUSE_S = 0.05
 
 
 @dataclass
@@ -52,8 +53,8 @@ class JobStore:
     def __init__(self, url: str, keys: Keys, limits: QueueLimits) -> None:
         self._keys = keys
         self._limits = limits
-        self._link = AsyncLink(url, keys.shared, scripts.GATEWAY)
-        self._inbox_redis = connect_async(url, 1)
+        self._link = AsyncLink(url, keys.shared)
+        self._inbox_line = open_line(url)
         self._inbox = keys.inbox(uuid.uuid4().hex)
         self._inbox_seen = "0-0"
         self._tail = EventTail(self._link)
@@ -78,7 +79,7 @@ class JobStore:
             self._reject(job_id, Unavailable("the gateway is shutting down", retry_after_s=2.0))
         await self._tail.close()
         await self._link.close()
-        await self._inbox_redis.aclose()
+        await self._inbox_line.close()
 
     async def submit(self, job: NewJob, speed: Speed | None = None) -> str:
         """Queue a job and return its id: the first job's id when the idempotency key is a repeated one.
@@ -168,15 +169,19 @@ class JobStore:
             raise _not_found(job_id)
         return reply == 1
 
-    async def forget(self, job_id: str) -> None:
-        """Drop a terminal job whose client has its result; not one to be kept or with an idempotency key."""
+    def forget(self, job_id: str) -> asyncio.Task[None]:
+        """Drop a terminal job whose client has its result; not one to be kept or with an idempotency key.
+
+        It is done soon, together with others, and at the end of the task, which nobody needs to wait for.
+        """
         self._forgotten.append(job_id)
         if self._forgetting is None or self._forgetting.done():
             self._forgetting = self._link.spawn(self._forget_all())
-        await asyncio.shield(self._forgetting)
+        return self._forgetting
 
     async def _forget_all(self) -> None:
         while self._forgotten:
+            await asyncio.sleep(_FORGET_PAUSE_S)
             ids, self._forgotten = self._forgotten[:_CHUNK], self._forgotten[_CHUNK:]
             try:
                 await self._link.run("forget", *ids)
@@ -272,11 +277,12 @@ class JobStore:
 
     async def _inbox_loop(self) -> None:
         failures = 0
-        # A cancellation alone would not do: redis-py swallows one that meets it while it connects.
         while not self._closing:
             try:
-                streams: Any = {self._inbox: self._inbox_seen}
-                reply: Any = await self._inbox_redis.xread(streams, count=_INBOX_BATCH, block=_INBOX_BLOCK_MS)
+                reply = await self._inbox_line.call(
+                    *("XREAD", "COUNT", _INBOX_BATCH, "BLOCK", _INBOX_BLOCK_MS),
+                    *("STREAMS", self._inbox, self._inbox_seen),
+                )
                 failures = 0
             except TROUBLE as error:
                 failures += 1
@@ -286,7 +292,8 @@ class JobStore:
                 continue
             for entry, note in reply[0][1] if reply else ():
                 self._inbox_seen = entry.decode()
-                self._receive({name.decode(): value for name, value in note.items()})
+                names = (name.decode() for name in note[::2])
+                self._receive(dict(zip(names, note[1::2], strict=True)))
 
     def _receive(self, note: dict[str, Any]) -> None:
         view = JobView.from_fields(note["id"].decode(), note)

@@ -26,10 +26,14 @@ async def livez() -> Response:
 
 @router.get("/readyz", responses=openapi.answer(200, ReadyAnswer) | openapi.errors(503))
 async def readyz(desk: DeskDep) -> Response:
-    """Redis answers, a worker with loaded weights is alive, and this gateway is not shutting down."""
+    """Redis answers, a worker of some model is alive, and this gateway is not shutting down."""
     await desk.check_open()
     workers = await desk.catalogue.workers()
-    return ReadyAnswer(ready=True, workers=workers).response()
+    return ReadyAnswer(
+        ready=True,
+        models={name: bool(its) for name, its in workers.items()},
+        workers=[one for its in workers.values() for one in its],
+    ).response()
 
 
 @router.get(
@@ -39,8 +43,9 @@ async def readyz(desk: DeskDep) -> Response:
 )
 async def metrics(desk: DeskDep) -> Response:
     """Metrics of this gateway."""
-    depths = await asyncio.gather(*(_depth(model) for model in desk.catalogue.models))
-    desk.metrics.queues([depth for depth in depths if depth is not None])
+    revisions = desk.catalogue.revisions
+    depths = zip(revisions, await asyncio.gather(*map(_depth, revisions)), strict=True)
+    desk.metrics.queues([(model.name, depth) for model, depth in depths if depth is not None])
     return Response(desk.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
 
