@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 # One thread a process: it must be said before the plugins below import torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-pytest_plugins = ["tests.redis_fixtures", "tests.gateway_fixtures", "tests.service_fixtures"]
+pytest_plugins = [
+    "tests.redis_fixtures",
+    "tests.gateway_fixtures",
+    "tests.service_fixtures",
+    "tests.page_fixtures",
+]
 
 
 @pytest.hookimpl(wrapper=True)
