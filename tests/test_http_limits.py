@@ -1,4 +1,5 @@
 import json
+import logging
 import re
 import socket
 import time
@@ -8,6 +9,10 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from models.bundle import Bundle
+from service.gateway import http_server
+from service.gateway.hosts import is_ours, names_of
+from service.logs import JsonFormatter, TextFormatter
+from service.settings import Settings
 from tests.gateway_harness import FakeWorker, Gateway, gateway_running, until
 
 pytest_plugins = ["tests.gateway_fixtures"]
@@ -88,11 +93,15 @@ def is_healthy(gateway: Gateway) -> bool:
 @pytest.mark.parametrize(
     "request_text",
     [
-        "GET /livez HTTP/1.1\r\nHost: x\r\nX-Big: " + "b" * 20_000 + "\r\n\r\n",
-        "GET /livez HTTP/1.1\r\nHost: x\r\n" + "".join(f"X-{k}: {'b' * 90}\r\n" for k in range(200)) + "\r\n",
-        "GET /livez?q=" + "q" * 20_000 + " HTTP/1.1\r\nHost: x\r\n\r\n",
-        "GET /livez HTTP/1.1\r\nHost: x\r\nX-Endless: " + "b" * 20_000,
-        "POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\nX: " + "b" * 20_000 + "\r\n\r\n{}{}{}{}{",
+        "GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Big: " + "b" * 20_000 + "\r\n\r\n",
+        "GET /livez HTTP/1.1\r\nHost: localhost\r\n"
+        + "".join(f"X-{k}: {'b' * 90}\r\n" for k in range(200))
+        + "\r\n",
+        "GET /livez?q=" + "q" * 20_000 + " HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Endless: " + "b" * 20_000,
+        "POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nX: "
+        + "b" * 20_000
+        + "\r\n\r\n{}{}{}{}{",
     ],
     ids=["one header", "many headers", "target", "endless header", "with a body"],
 )
@@ -106,7 +115,7 @@ def test_headers_over_16_kb_are_431(gateway: Gateway, request_text: str) -> None
 
 def test_headers_that_come_in_pieces_are_counted_together(gateway: Gateway) -> None:
     with connected(gateway) as client:
-        client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n")
+        client.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n")
         for k in range(90):
             client.sendall(f"X-{k}: {'b' * 200}\r\n".encode())
         check_error(client, 431, "headers_too_large")
@@ -115,9 +124,9 @@ def test_headers_that_come_in_pieces_are_counted_together(gateway: Gateway) -> N
 
 def test_headers_just_below_the_limit_pass(gateway: Gateway) -> None:
     with connected(gateway) as client:
-        client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Big: " + b"b" * 16_000 + b"\r\n\r\n")
+        client.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Big: " + b"b" * 16_000 + b"\r\n\r\n")
         assert answer(client)[0] == 200
-        client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        client.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert answer(client)[0] == 200
 
 
@@ -139,7 +148,7 @@ def test_a_trickle_does_not_extend_the_time_for_headers(gateway: Gateway) -> Non
 def test_the_next_request_of_a_connection_has_its_own_time(gateway: Gateway) -> None:
     with connected(gateway) as client:
         for _ in range(3):
-            client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            client.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert answer(client)[0] == 200
             time.sleep(0.3)
         client.sendall(b"GET /livez HTT")
@@ -152,9 +161,9 @@ def test_the_next_request_of_a_connection_has_its_own_time(gateway: Gateway) -> 
         "nonsense\r\n\r\n",
         "GET / HTTP/1.1 more\r\n\r\n",
         "GET / HTTP/9.9\r\n\r\n",
-        "GET /\u00ff HTTP/1.1\r\nHost: x\r\n\r\n",
-        "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
-        "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "GET /\u00ff HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     ],
 )
 def test_what_is_no_http_is_400_or_closed(gateway: Gateway, text: str) -> None:
@@ -178,7 +187,7 @@ def test_a_declared_length_over_the_limit_is_413_at_once(gateway: Gateway, worke
         ("/tokenize", "multipart/form-data; boundary=b", "20,000"),
     ):
         with connected(gateway) as client:
-            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\n"
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\n"
             client.sendall(head.encode() + b"Content-Length: 99999999999999999999999\r\n\r\n")
             status = answer_or_close(client)
             assert status in (0, 400, 413)
@@ -203,7 +212,7 @@ def test_a_chunked_flood_is_413_and_the_connection_ends(gateway: Gateway, worker
         ("/tokenize", "multipart/form-data; boundary=b"),
     ):
         with connected(gateway) as client:
-            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\n"
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\n"
             client.sendall(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + chunk)
             check_error(client, 413, "payload_too_large")
             assert trickle(client, chunk, pause_s=0) < 5
@@ -225,7 +234,7 @@ def test_a_body_that_does_not_come_in_time_is_408(gateway: Gateway, worker: Fake
     for path, content_type in (("/generate", "application/json"), ("/tokenize", "image/png")):
         began = time.monotonic()
         with connected(gateway) as client:
-            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\n"
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\n"
             client.sendall(head.encode() + b'Content-Length: 100\r\n\r\n{"class')
             assert "7 bytes" in check_error(client, 408, "request_timeout")
         assert 0.5 < time.monotonic() - began < 3
@@ -234,7 +243,9 @@ def test_a_body_that_does_not_come_in_time_is_408(gateway: Gateway, worker: Fake
 def test_a_trickle_does_not_extend_the_time_for_the_body(gateway: Gateway, worker: FakeWorker) -> None:
     began = time.monotonic()
     with connected(gateway) as client:
-        client.sendall(f"POST /generate HTTP/1.1\r\nHost: x\r\n{JSON}Content-Length: 1000\r\n\r\n".encode())
+        client.sendall(
+            f"POST /generate HTTP/1.1\r\nHost: localhost\r\n{JSON}Content-Length: 1000\r\n\r\n".encode()
+        )
         client.settimeout(0.05)
         status = 0
         while not status and time.monotonic() - began < 5:
@@ -253,7 +264,7 @@ def test_a_client_that_leaves_within_its_body_leaves_nothing_behind(
     for _ in range(20):
         with connected(gateway) as client:
             client.sendall(
-                f"POST /generate HTTP/1.1\r\nHost: x\r\n{JSON}Content-Length: 100\r\n\r\n{{".encode()
+                f"POST /generate HTTP/1.1\r\nHost: localhost\r\n{JSON}Content-Length: 100\r\n\r\n{{".encode()
             )
     until(lambda: len(gateway.server.server_state.connections) <= 1)
     assert worker.claimed == []
@@ -262,7 +273,7 @@ def test_a_client_that_leaves_within_its_body_leaves_nothing_behind(
 
 def test_the_rest_of_a_body_that_nobody_reads_cannot_hold_the_connection(gateway: Gateway) -> None:
     with connected(gateway) as client:
-        client.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
+        client.sendall(b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n")
         check_error(client, 404, "not_found")
         assert trickle(client, b"x") < 5
 
@@ -297,8 +308,198 @@ def test_json_with_a_flood_of_values_is_refused(plain_bundle: Bundle, gateway_re
 
 def test_pipelined_requests_are_answered_in_order(gateway: Gateway) -> None:
     with connected(gateway) as client:
-        client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n")
+        client.sendall(
+            b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\nGET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        )
         text = b""
         while text.count(b"HTTP/1.1") < 2:
             text += client.recv(65536)
         assert re.findall(rb"HTTP/1.1 (\d+)", text) == [b"200", b"404"]
+
+
+# -- slow readers, connections, memory -----------------------------------------------------------------------
+
+
+@contextmanager
+def busy_reader(gateway: Gateway) -> Iterator[socket.socket]:
+    """A client that asks for more than fits on the way to it."""
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", gateway.port))
+        client.settimeout(10)
+        client.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200)
+        yield client
+
+
+@pytest.mark.parametrize("reads", [False, True], ids=["nothing", "a trickle"])
+def test_a_client_that_hardly_reads_is_cut_off(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, reads: bool
+) -> None:
+    monkeypatch.setattr(http_server, "_READ_S", 0.3)
+    until(lambda: len(gateway.server.server_state.connections) <= 1)
+    with busy_reader(gateway) as client:
+        until(lambda: len(gateway.server.server_state.connections) == 2)
+
+        def cut_off() -> bool:
+            if reads:
+                client.recv(10)
+            return len(gateway.server.server_state.connections) <= 1
+
+        until(cut_off)
+    assert is_healthy(gateway)
+
+
+def test_with_all_connections_taken_the_one_idle_longest_makes_room(
+    plain_bundle: Bundle, gateway_redis: str
+) -> None:
+    with gateway_running(plain_bundle, gateway_redis, max_connections=3) as gateway:
+        gateway.client.close()
+        with connected(gateway) as first, connected(gateway) as second, connected(gateway) as third:
+            until(lambda: len(gateway.server.server_state.connections) == 3)
+            first.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert answer(first)[0] == 200
+            with connected(gateway) as fourth:
+                fourth.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert answer(fourth)[0] == 200
+                # The first one has been of use since.
+                assert is_closed(second)
+                for good in (first, third):
+                    good.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                    assert answer(good)[0] == 200
+
+
+@contextmanager
+def worked(bundle: Bundle, redis_url: str, **limits: int) -> Iterator[Gateway]:
+    """A gateway with `limits` and a worker."""
+    with gateway_running(bundle, redis_url, **limits) as gateway:
+        worker = FakeWorker(gateway, redis_url)
+        worker.start()
+        try:
+            until(lambda: gateway.client.get("/readyz").status_code == 200)
+            yield gateway
+        finally:
+            worker.stop()
+
+
+@contextmanager
+def stalled_body(gateway: Gateway, size: int = 0) -> Iterator[socket.socket]:
+    """A client whose body is being waited for, of which `size` bytes have come."""
+    with connected(gateway) as client:
+        head = f"POST /generate HTTP/1.1\r\nHost: localhost\r\n{JSON}Expect: 100-continue\r\n"
+        client.sendall(f"{head}Content-Length: 5000\r\n\r\n".encode())
+        assert client.recv(100).startswith(b"HTTP/1.1 100 ")
+        client.sendall(b" " * size)
+        yield client
+
+
+def test_a_connection_too_many_is_503_when_all_have_a_request(
+    plain_bundle: Bundle, gateway_redis: str
+) -> None:
+    with worked(plain_bundle, gateway_redis, max_connections=2) as gateway:
+        gateway.client.close()
+        until(lambda: not gateway.server.server_state.connections)
+        with stalled_body(gateway), stalled_body(gateway), connected(gateway) as third:
+            assert "2 requests are under way" in check_error(third, 503, "unavailable")
+            assert is_closed(third)
+        until(lambda: not gateway.server.server_state.connections)
+        with connected(gateway) as fourth:
+            fourth.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert answer(fourth)[0] == 200
+
+
+def test_stalled_bodies_share_a_bounded_memory(plain_bundle: Bundle, gateway_redis: str) -> None:
+    with worked(plain_bundle, gateway_redis, bodies_bytes=8000) as gateway:
+        room = gateway.app.state.desk.small_body.room
+        with stalled_body(gateway, 4000) as first, stalled_body(gateway, 3990):
+            until(lambda: room.taken == 7990)
+            full = gateway.client.post("/generate", json={"class_id": 1})
+            assert full.status_code == 503
+            assert int(full.headers["retry-after"]) >= 1
+            assert "8,000 are allowed" in full.json()["error"]["message"]
+            first.close()
+            until(lambda: room.taken == 3990)
+            assert gateway.client.post("/generate", json={"class_id": 1}).status_code == 200
+        until(lambda: room.taken == 0)
+
+
+# -- HEAD, methods, names ------------------------------------------------------------------------------------
+
+
+def test_head_is_answered_like_get_without_a_body(gateway: Gateway, worker: FakeWorker) -> None:
+    for path in ("/", "/livez", "/readyz", "/openapi.json", "/static/docs.css", "/nowhere", "/jobs/none"):
+        asked, told = gateway.client.get(path), gateway.client.head(path)
+        assert (told.status_code, told.content) == (asked.status_code, b"")
+        kept = ("content-type", "content-length", "content-security-policy")
+        assert [told.headers.get(name) for name in kept] == [asked.headers.get(name) for name in kept]
+    job = gateway.client.post("/jobs", json={"kind": "generate", "class_id": 1}).headers["location"]
+    told = gateway.client.head(f"{job}/events")
+    assert told.headers["content-type"].startswith("text/event-stream")
+    metrics = gateway.client.get("/metrics").text
+    assert 'maskbit_http_requests_total{code="200",method="HEAD",route="/livez"} 1.0' in metrics
+
+
+def test_405_names_all_methods_of_the_path(gateway: Gateway) -> None:
+    allowed = {"/jobs/x": "DELETE, GET, HEAD", "/generate": "POST", "/static/app.js": "GET, HEAD"}
+    for path, methods in allowed.items():
+        reply = gateway.client.put(path)
+        assert (reply.status_code, reply.headers["allow"]) == (405, methods)
+        assert methods in reply.json()["error"]["message"]
+
+
+def test_on_loopback_only_addresses_and_localhost_are_answered(gateway: Gateway) -> None:
+    for host in ("127.0.0.1:8000", "localhost", "LocalHost:1", "a.localhost", "[::1]:80", "10.1.2.3"):
+        assert gateway.client.get("/livez", headers={"Host": host}).status_code == 200, host
+    for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost@evil", "", "[::1"):
+        reply = gateway.client.get("/livez", headers={"Host": host})
+        assert reply.status_code == 421, host
+        assert reply.json()["error"]["code"] == "misdirected"
+        assert reply.headers["x-request-id"] == reply.json()["error"]["request_id"]
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed", "names"),
+    [
+        ("127.0.0.1", None, set()),
+        ("::1", None, set()),
+        ("localhost", None, set()),
+        ("0.0.0.0", None, None),
+        ("::", None, None),
+        ("10.0.0.7", None, None),
+        ("127.0.0.1", "*", None),
+        ("0.0.0.0", "Pictures.example, other.example", {"pictures.example", "other.example"}),
+    ],
+)
+def test_the_names_that_are_answered_follow_from_the_settings(
+    host: str, allowed: str | None, names: set[str] | None
+) -> None:
+    assert names_of(Settings(host=host, allowed_hosts=allowed)) == names
+    assert names is None or is_ours("127.0.0.1:80", frozenset(names))
+    assert not names or is_ours("pictures.example:443", frozenset(names))
+
+
+@pytest.mark.parametrize("path", ["/<script>alert(1)</script>", "/jobs/<img src=x onerror=alert(1)>"])
+def test_hostile_text_comes_back_as_json_that_no_browser_takes_for_a_page(
+    gateway: Gateway, path: str
+) -> None:
+    reply = gateway.client.get(path)
+    assert reply.status_code == 404
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.headers["x-content-type-options"] == "nosniff"
+    assert reply.headers["content-security-policy"].startswith("default-src 'self'")
+
+
+def test_what_clients_send_leaves_no_control_characters_in_the_log(
+    gateway: Gateway, worker: FakeWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for target in (b"/a%0d%0aforged%1b[31m", b"/a\x1b[31m", b"/a\r\nforged: 1", b"/\xc2\x85a"):
+        with connected(gateway) as client:
+            client.sendall(b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer_or_close(client)
+    hostile = "evil\x1b[2J\u2028"
+    gateway.client.post("/generate", json={"class_name": hostile, "model": hostile})
+    gateway.client.get("/livez", headers={b"X-Request-ID": b"a\tb", b"User-Agent": b"a\x9bb"})
+    for lines in (TextFormatter("%(message)s"), JsonFormatter()):
+        text = "".join(lines.format(record) for record in caplog.records)
+        assert not [letter for letter in text if not letter.isprintable()]
+    assert any("GET /a%0d%0aforged%1b[31m 404" in record.getMessage() for record in caplog.records)

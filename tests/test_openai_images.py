@@ -78,6 +78,9 @@ def test_pictures_are_those_of_generate(client: OpenAI, gateway: Gateway) -> Non
         ({"prompt": "0", "background": "transparent"}, "background is 'transparent'"),
         ({"prompt": "0", "partial_images": 2}, "without stream"),
         ({"prompt": "0", "extra_body": {"seeds": 3}}, "seeds is not a known field"),
+        ({"prompt": "0", "extra_body": {"seed": 1 << 63}}, "seed is 9223372036854775808"),
+        ({"prompt": "0", "extra_body": {"guidance_scale": 1e52}}, "guidance_scale is 1e+52"),
+        ({"prompt": "0", "stream": True, "partial_images": 1, "extra_body": {"steps": 1 << 30}}, "1 to 128"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_in_a_sentence(

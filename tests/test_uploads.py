@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from service.gateway import uploads
-from service.gateway.uploads import FITS, REPLY, REQUEST, Fit, Kind, RefusedError, decode
+from service.gateway.uploads import FITS, GROUNDS, REPLY, REQUEST, Fit, Kind, RefusedError, decode
 
 Pixels = NDArray[np.uint8]
 
@@ -252,7 +252,7 @@ def test_the_decoder_process_imports_no_framework_and_nothing_of_ours() -> None:
 
 def test_a_picture_over_the_cpu_limit_ends_the_process() -> None:
     data = encoded(Image.new("RGB", (4000, 4000)), compress_level=1)
-    request = REQUEST.pack(len(data), 64, FITS.index("crop"), 10**8) + data
+    request = REQUEST.pack(len(data), 64, FITS.index("crop"), GROUNDS.index("white"), 10**8) + data
     for cpu_s, answers in (("60", 2), ("0.02", 1)):
         command = [sys.executable, "-P", uploads.__file__, str(1 << 30), cpu_s]
         done = subprocess.run(command, input=request, capture_output=True, timeout=60)

@@ -12,21 +12,48 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from service.errors import BodyTimeout, InvalidRequest, PayloadTooLarge, UnsupportedMedia
+from service.errors import BodyTimeout, InvalidRequest, PayloadTooLarge, Unavailable, UnsupportedMedia
 from service.gateway.schemas import parse
 
 T = TypeVar("T")
 
 # Each value of a JSON body can cost an object and an error message; no honest request has so many.
 _MAX_JSON_VALUES = 200_000
+_ROOM_RETRY_S = 2.0
+
+
+class BodyRoom:
+    """Memory for all bodies that are being received, of which `taken` bytes are in use.
+
+    Many stalled bodies must not fill the machine.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self.taken = 0
+
+    def take(self, count: int) -> None:
+        """Make room for `count` more bytes. Raises Unavailable."""
+        if self.taken + count > self._max_bytes:
+            raise Unavailable(
+                f"bodies of {self.taken:,} bytes are being received; "
+                f"at most {self._max_bytes:,} are allowed at a time",
+                retry_after_s=_ROOM_RETRY_S,
+            )
+        self.taken += count
+
+    def give(self, count: int) -> None:
+        """Give `count` bytes back."""
+        self.taken -= count
 
 
 @dataclass(frozen=True)
 class BodyLimits:
-    """Bytes of one body and seconds until its last byte."""
+    """Bytes of one body, seconds until its last byte, and the room that it shares with others."""
 
     max_bytes: int
     timeout_s: float
+    room: BodyRoom
 
 
 def media_type(request: Request) -> str:
@@ -37,7 +64,7 @@ def media_type(request: Request) -> str:
 async def read_json(request: Request, kind: TypeAdapter[T], limits: BodyLimits) -> T:
     """The JSON body as `kind`. Raises UnsupportedMedia, PayloadTooLarge, BodyTimeout, InvalidRequest."""
     if not is_json(got := media_type(request)):
-        raise UnsupportedMedia(f"the content type is {got or 'missing'}; application/json is needed")
+        raise UnsupportedMedia(f"the content type is {got[:80] or 'missing'}; application/json is needed")
     body = await read_body(request, limits)
     values = body.count(b",")
     if values > _MAX_JSON_VALUES:
@@ -53,8 +80,23 @@ def is_json(media: str) -> bool:
 
 
 async def read_body(request: Request, limits: BodyLimits) -> bytes:
-    """The whole body. Raises PayloadTooLarge, BodyTimeout, ClientDisconnect."""
-    return b"".join([chunk async for chunk in _stream(request, limits)])
+    """The whole body. Raises PayloadTooLarge, BodyTimeout, Unavailable (no room now), ClientDisconnect."""
+    _check_declared(request, limits)
+    deadline = asyncio.get_running_loop().time() + limits.timeout_s
+    body, more = bytearray(), True
+    try:
+        while more:
+            chunk, more = await _chunk(request, deadline)
+            check_size(len(body) + len(chunk), limits.max_bytes)
+            limits.room.take(len(chunk))
+            body += chunk
+    except TimeoutError:
+        raise BodyTimeout(
+            f"{len(body):,} bytes of the body came in {limits.timeout_s:g} s; all of it is needed by then"
+        ) from None
+    finally:
+        limits.room.give(len(body))
+    return bytes(body)
 
 
 async def read_files(
@@ -98,26 +140,16 @@ def check_size(got: int, allowed: int, what: str = "the body") -> None:
         raise PayloadTooLarge(f"{what} has {got:,} bytes or more; at most {allowed:,} are allowed")
 
 
-async def _stream(request: Request, limits: BodyLimits) -> AsyncGenerator[bytes, None]:
+def _check_declared(request: Request, limits: BodyLimits) -> None:
     declared = request.headers.get("content-length", "")
     # A longer number is past every limit, and int() refuses very long ones.
     check_size(int(declared[:18]) if declared.isdecimal() else 0, limits.max_bytes)
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + limits.timeout_s
-    received = 0
-    more = True
-    while more:
-        try:
-            async with asyncio.timeout_at(deadline):
-                message = await request.receive()
-        except TimeoutError:
-            raise BodyTimeout(
-                f"{received:,} bytes of the body came in {limits.timeout_s:g} s; all of it is needed by then"
-            ) from None
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        chunk = message.get("body", b"")
-        received += len(chunk)
-        check_size(received, limits.max_bytes)
-        more = message.get("more_body", False)
-        yield chunk
+
+
+async def _chunk(request: Request, deadline: float) -> tuple[bytes, bool]:
+    """The next part of the body, and whether there is more. Raises TimeoutError, ClientDisconnect."""
+    async with asyncio.timeout_at(deadline):
+        message = await request.receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    return message.get("body", b""), message.get("more_body", False)

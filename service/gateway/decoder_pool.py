@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from service.errors import InvalidRequest, PayloadTooLarge, ServiceError, Unavailable, UnsupportedMedia
 from service.gateway import uploads
-from service.gateway.uploads import FITS, REPLY, REQUEST, Fit, Kind
+from service.gateway.uploads import FITS, GROUNDS, REPLY, REQUEST, Fit, Ground, Kind
 
 Pixels = NDArray[np.uint8]
 
@@ -156,15 +156,17 @@ class DecoderPool:
         await asyncio.gather(*self._running)
         await asyncio.gather(*(child.stop() for child in self._children))
 
-    async def decode(self, data: bytes, *, size: int, fit: Fit, max_pixels: int | None = None) -> Pixels:
-        """The first frame of a picture, upright, in sRGB, on white: u8[size, size, 3], read-only.
+    async def decode(
+        self, data: bytes, *, size: int, fit: Fit, max_pixels: int | None = None, ground: Ground = "white"
+    ) -> Pixels:
+        """The first frame of a picture, upright, in sRGB, on `ground`: u8[size, size, 3], read-only.
 
         `max_pixels` can lower the pool's limit. Raises InvalidRequest (empty, damaged, absurd aspect ratio,
         too slow), UnsupportedMedia, PayloadTooLarge (pixels or memory), Unavailable (too many wait, closing,
         no process to be had).
         """
         limit = self._max_pixels if max_pixels is None else min(max_pixels, self._max_pixels)
-        request = REQUEST.pack(len(data), size, FITS.index(fit), limit)
+        request = REQUEST.pack(len(data), size, FITS.index(fit), GROUNDS.index(ground), limit)
         child = await self._take()
         # A task that the caller's own end does not touch: the child finishes its picture and stays in step.
         task = asyncio.create_task(self._run(child, request, data, (size, size, 3)))

@@ -92,16 +92,15 @@ class _Charged:
         self._caller = caller
         self._balance = balance
         self._send = send
-        self._status = 0
 
     async def run(self, app: ASGIApp, scope: Scope, receive: Receive) -> None:
-        await app(scope, receive, self._with_headers)
-        if self._status == Unavailable.status:
-            await self._allowances.refund(self._caller.tenant, self._caller.allowance, requests=1)
+        await app(scope, receive, self._settle)
 
-    async def _with_headers(self, message: Message) -> None:
+    async def _settle(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._status = message["status"]
+            if message["status"] == Unavailable.status:
+                # Before the caller knows, who may come again at once.
+                await self._allowances.refund(self._caller.tenant, self._caller.allowance, requests=1)
             headers = MutableHeaders(scope=message)
             headers["RateLimit-Limit"] = str(self._caller.allowance.at_once)
             headers["RateLimit-Remaining"] = str(self._balance.remaining)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from functools import lru_cache
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -18,6 +19,7 @@ from service.gateway.refusals import shorten
 from service.gateway.responses import error_response
 from service.settings import Settings
 
+_KEPT = 256  # answers about Host headers
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:]*)(?::\d{0,5})?")
 
 
@@ -53,6 +55,7 @@ def names_of(settings: Settings) -> frozenset[str] | None:
     return None if "*" in names else names
 
 
+@lru_cache(_KEPT)
 def is_ours(host: str, names: frozenset[str]) -> bool:
     """Whether a Host header, with its port, is for an address, for localhost or for one of `names`."""
     match = _HOST.fullmatch(host.strip().lower())

@@ -1,8 +1,9 @@
-"""Uvicorn with the limits that it lacks: bytes and time of the headers, stalled readers, an orderly drain."""
+"""Uvicorn with the limits that it lacks: headers, slow readers, number of connections, an orderly drain."""
 
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 import time
 from collections.abc import Callable
@@ -14,20 +15,28 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.errors import Unavailable
+from service.gateway.gathering import Gathering
 from service.gateway.middleware import SECURITY_HEADERS, new_request_id
 from service.gateway.responses import error_body
 from service.settings import Settings
 
 MAX_HEADER_BYTES = 16 * 1024
 _LINGER_S = 1.0
-_STALL_S = 30.0
+# A client that reads slower than 64 KiB in 30 s is cut off: its answer would fill memory for hours.
+_READ_S = 30.0
+_READ_BYTES = 64 * 1024
+# Files of the process beside its connections: pipes, Redis, assets.
+_OTHER_FILES = 256
 _BACKLOG = 1024
 
 
 class GatewayConfig(uvicorn.Config):
-    """Uvicorn's configuration with the time that a client has for its headers."""
+    """Uvicorn's configuration with the time that a client has for its headers, and the connections allowed.
 
-    def __init__(self, app: ASGIApp, header_timeout_s: float) -> None:
+    `idle`: the connections without a request under way; the one that is idle longest comes first.
+    """
+
+    def __init__(self, app: ASGIApp, header_timeout_s: float, max_connections: int) -> None:
         super().__init__(
             app,
             http=LimitedProtocol,
@@ -40,10 +49,12 @@ class GatewayConfig(uvicorn.Config):
             timeout_graceful_shutdown=1,
         )
         self.header_timeout_s = header_timeout_s
+        self.max_connections = max_connections
+        self.idle: dict[LimitedProtocol, None] = {}
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """One connection. Headers: 16 KiB, else 431, in time, else 408. A reader that stands still is cut off."""
+    """One connection. Headers: 16 KiB, else 431, in time, else 408. A client that hardly reads is cut off."""
 
     config: GatewayConfig
     _in_head = False
@@ -54,12 +65,19 @@ class LimitedProtocol(HttpToolsProtocol):
     _buffered = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the clock for the first request."""
-        super().connection_made(transport)
+        """Make room among the connections, start the clock for the first request."""
+        super().connection_made(Gathering(transport, self.loop))  # type: ignore[arg-type]
+        if len(self.connections) > self.config.max_connections and not self._close_an_idle_one():
+            limit = f"{self.config.max_connections:,} requests are under way, no more are allowed"
+            self._refuse(503, "unavailable", limit)
+            self.transport.close()
+            return
+        self.config.idle[self] = None
         self._start_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop all clocks."""
+        self.config.idle.pop(self, None)
         self._stop_clock()
         self._stop_stall_timer()
         super().connection_lost(exc)
@@ -93,6 +111,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._head_bytes = 0
         self._stop_clock()
+        self.config.idle.pop(self, None)
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > MAX_HEADER_BYTES:
             self._refuse_head()
@@ -109,6 +128,22 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self._refused:
             super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        """The answer is written: the connection may be closed for another one's sake."""
+        super().on_response_complete()
+        pipelined = self.cycle is not None and not self.cycle.response_complete
+        if not pipelined and not self.transport.is_closing():
+            self.config.idle[self] = None
+
+    def _close_an_idle_one(self) -> bool:
+        """Close the connection that is idle longest, most likely an attacker's; False when there is none."""
+        longest = next(iter(self.config.idle), None)
+        if longest is None:
+            return False
+        del self.config.idle[longest]
+        longest.transport.close()
+        return True
+
     def send_400_response(self, msg: str) -> None:
         """What the parser cannot read."""
         self._refuse(400, "bad_request", "this is no HTTP request that can be read")
@@ -117,7 +152,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """The client reads slower than the answer is written."""
         super().pause_writing()
         self._buffered = self.transport.get_write_buffer_size()
-        self._stall_timer = self.loop.call_later(_STALL_S, self._check_reader)
+        self._stall_timer = self.loop.call_later(_READ_S, self._check_reader)
 
     def resume_writing(self) -> None:
         """The client has caught up."""
@@ -126,11 +161,11 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _check_reader(self) -> None:
         size = self.transport.get_write_buffer_size()
-        if size >= self._buffered:
+        if size > self._buffered - _READ_BYTES:
             self.transport.abort()
             return
         self._buffered = size
-        self._stall_timer = self.loop.call_later(_STALL_S, self._check_reader)
+        self._stall_timer = self.loop.call_later(_READ_S, self._check_reader)
 
     def _stop_stall_timer(self) -> None:
         if self._stall_timer is not None:
@@ -181,6 +216,7 @@ def _raw_error(status: int, code: str, message: str) -> bytes:
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"),
+        *([(b"retry-after", b"2")] if status == 503 else []),
         (b"x-request-id", request_id.encode()),
         *SECURITY_HEADERS,
     )
@@ -219,7 +255,17 @@ class GatewayServer(uvicorn.Server):
 
 def make_server(app: ASGIApp, settings: Settings, on_drain: Callable[[], None]) -> GatewayServer:
     """The server of `app`, to be run with a socket of `listen`."""
-    return GatewayServer(GatewayConfig(app, settings.header_timeout_s), settings.drain_s, on_drain)
+    config = GatewayConfig(app, settings.header_timeout_s, settings.max_connections)
+    return GatewayServer(config, settings.drain_s, on_drain)
+
+
+def allow_files(count: int) -> None:
+    """Raise this process's own limit of open files to `count`, as far as the system lets it."""
+    count += _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < count:
+        wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def listen(host: str, port: int) -> socket.socket:

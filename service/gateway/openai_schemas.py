@@ -6,10 +6,11 @@ from typing import Literal
 
 from pydantic import Field, TypeAdapter
 
+from models.noise import MAX_SEED
 from service.errors import InvalidRequest
 from service.gateway.answers import Answer
 from service.gateway.offer import Offer
-from service.gateway.schemas import Body, GenerateBody, PictureFormat
+from service.gateway.schemas import MAX_GUIDANCE_SCALE, Body, GenerateBody, PictureFormat
 
 MAX_PARTIAL_IMAGES = 3
 
@@ -34,14 +35,16 @@ class ImagesBody(Body):
     moderation: Literal["auto", "low"] = "auto"
     quality: Literal["auto", "standard"] = "auto"
     user: str | None = Field(None, max_length=1000, description="not used")
-    seed: int | None = Field(None, ge=0, description="as in POST /generate")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="as in POST /generate")
     steps: int | None = Field(None, ge=1, description="as in POST /generate")
-    guidance_scale: float | None = Field(None, ge=0, description="as in POST /generate")
+    guidance_scale: float | None = Field(
+        None, ge=0, le=MAX_GUIDANCE_SCALE, description="as in POST /generate"
+    )
 
     def drawing(self, offer: Offer) -> GenerateBody:
         """The same wish as a body of `POST /generate`. Raises InvalidRequest."""
         self._check(offer)
-        steps = self.steps or offer.sampling.steps
+        steps = min(self.steps or offer.sampling.steps, offer.max_steps)
         wanted = {"seed": self.seed, "steps": self.steps, "guidance_scale": self.guidance_scale}
         return GenerateBody.model_validate(
             {name: value for name, value in wanted.items() if value is not None}

@@ -32,15 +32,18 @@ from PIL import (
 
 Fit = Literal["crop", "pad", "stretch"]
 FITS: tuple[Fit, ...] = get_args(Fit)
+Ground = Literal["white", "black"]
+GROUNDS: tuple[Ground, ...] = get_args(Ground)
 Box = tuple[float, float, float, float]
 
 # A longer strip shows next to nothing of itself in a square; 20 leaves room for every panorama.
 MAX_ASPECT = 20
 ALLOWED = "PNG, JPEG, WebP and GIF"
 
-# On the pipe, big-endian: a request is its header (bytes of data, side in pixels, index in FITS, pixel limit)
-# and the data; a reply is its header (kind, bytes that follow) and the pixels or a message in UTF-8.
-REQUEST = struct.Struct(">QIBQ")
+# On the pipe, big-endian: a request is its header (bytes of data, side in pixels, index in FITS, index in
+# GROUNDS, pixel limit) and the data; a reply is its header (kind, bytes that follow) and the pixels or a
+# message in UTF-8.
+REQUEST = struct.Struct(">QIBBQ")
 REPLY = struct.Struct(">BI")
 
 # The readers themselves and not Image.open, which for a camera's MPO would also parse the maker's index of
@@ -102,17 +105,20 @@ class RefusedError(Exception):
         self.message = message
 
 
-def decode(data: bytes, *, size: int, fit: Fit, max_pixels: int) -> NDArray[np.uint8]:
-    """The first frame of a picture, upright, in sRGB, on white: u8[size, size, 3].
+def decode(
+    data: bytes, *, size: int, fit: Fit, max_pixels: int, ground: Ground = "white"
+) -> NDArray[np.uint8]:
+    """The first frame of a picture, upright, in sRGB: u8[size, size, 3].
 
-    `fit`: `crop` keeps the centre square, `pad` adds white, `stretch` ignores the aspect ratio.
+    `fit`: `crop` keeps the centre square, `pad` adds a margin, `stretch` ignores the aspect ratio. `ground`
+    is the colour of the margin and behind what is transparent.
     Raises RefusedError.
     """
     name = _sniff(data)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _decode(name, data, size, fit, max_pixels)
+            return _decode(name, data, size, fit, max_pixels, ground)
     except RefusedError:
         raise
     except MemoryError:
@@ -144,7 +150,9 @@ def _name_of(data: bytes) -> str | None:
     return next((name for signature, name in _SIGNATURES if data.startswith(signature)), None)
 
 
-def _decode(name: str, data: bytes, size: int, fit: Fit, max_pixels: int) -> NDArray[np.uint8]:
+def _decode(
+    name: str, data: bytes, size: int, fit: Fit, max_pixels: int, ground: Ground
+) -> NDArray[np.uint8]:
     if name == "WebP":
         # Pillow's WebP reader allocates two canvases when it opens a file, so its size is read here first.
         _check_size(_webp_size(data), max_pixels)
@@ -153,11 +161,11 @@ def _decode(name: str, data: bytes, size: int, fit: Fit, max_pixels: int) -> NDA
     region = _shrink_on_load(image, size, fit)
     image.load()
     turn, profile = _turn(image), image.info.get("icc_profile")
-    small = _srgb(_on_white(_resized(_plain(image), region, size, fit)), profile)
+    small = _srgb(_opaque(_resized(_plain(image), region, size, fit), ground), profile)
     if turn is not None:
         small = small.transpose(turn)
     if small.size != (size, size):
-        square = Image.new("RGB", (size, size), "white")
+        square = Image.new("RGB", (size, size), ground)
         square.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
         small = square
     return np.asarray(small)
@@ -237,10 +245,10 @@ def _resized(image: Image.Image, region: Box, size: int, fit: Fit) -> Image.Imag
     return image.resize(target, Image.Resampling.LANCZOS, box=region)
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def _opaque(image: Image.Image, ground: Ground) -> Image.Image:
     if image.mode != "RGBA":
         return image
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, ground), image).convert("RGB")
 
 
 def _srgb(image: Image.Image, profile: object) -> Image.Image:
@@ -258,16 +266,14 @@ def serve(source: BinaryIO, sink: BinaryIO, cpu_s: float) -> None:
     sink.write(REPLY.pack(Kind.PIXELS, 0))
     sink.flush()
     while len(header := source.read(REQUEST.size)) == REQUEST.size:
-        length, size, fit, max_pixels = REQUEST.unpack(header)
+        length, size, fit, ground, max_pixels = REQUEST.unpack(header)
         data = source.read(length)
         if len(data) < length:
             return
         signal.setitimer(signal.ITIMER_PROF, cpu_s)
         try:
-            kind, answer = (
-                Kind.PIXELS,
-                decode(data, size=size, fit=FITS[fit], max_pixels=max_pixels).tobytes(),
-            )
+            pixels = decode(data, size=size, fit=FITS[fit], max_pixels=max_pixels, ground=GROUNDS[ground])
+            kind, answer = Kind.PIXELS, pixels.tobytes()
         except RefusedError as refused:
             kind, answer = refused.kind, refused.message.encode()
         signal.setitimer(signal.ITIMER_PROF, 0)
