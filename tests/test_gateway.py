@@ -700,7 +700,7 @@ def test_another_request_id_is_replaced(gateway: Gateway, wanted: str) -> None:
 
 
 def test_every_answer_carries_the_security_headers(gateway: Gateway, worker: FakeWorker) -> None:
-    for path in ("/", "/docs", "/nowhere", "/static/style.css", "/openapi.json", "/metrics"):
+    for path in ("/", "/docs", "/nowhere", "/static/base.css", "/openapi.json", "/metrics"):
         headers = gateway.client.get(path).headers
         assert headers["content-security-policy"].startswith("default-src 'self'")
         assert headers["x-content-type-options"] == "nosniff"

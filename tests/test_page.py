@@ -1,143 +1,212 @@
-"""The page in a real browser against the real service: draw, tokenize, a phone, no errors in the console.
+"""The page in a real browser at the real service: drawing, the link, themes, a phone, what axe-core finds.
 
-With MASKBIT_SCREENSHOT set to a path, the picture of the README is written there.
+With MASKBIT_SCREENSHOT set to a folder, pictures of the page are written there.
 """
 
 from __future__ import annotations
 
 import io
-import os
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
+from tests.page_fixtures import PHONE, Visit, complaints_of_axe, link_to, photograph, pixels_of, saved
 from tests.service_fixtures import Running
 
-ARGUMENTS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-PATIENCE_MS = 60_000
+STRAWBERRY = 15
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if executable is None:
-        pytest.skip("there is no chromium on PATH")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=executable, args=list(ARGUMENTS))
-        yield started
-        started.close()
+def drawn(page: Page, count: int) -> None:
+    """Wait until so many pictures are there."""
+    expect(page.locator(".tile[data-state=done]")).to_have_count(count)
 
 
-@pytest.fixture
-def page(browser: Browser, service: Running) -> Iterator[Page]:
-    """The page, which must write no error into the console and ask no other host."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    opened = context.new_page()
-    opened.set_default_timeout(PATIENCE_MS)
-    errors: list[str] = []
-    hosts: set[str] = set()
-
-    def hear(message: ConsoleMessage) -> None:
-        if message.type == "error":
-            errors.append(message.text)
-
-    opened.on("console", hear)
-    opened.on("pageerror", lambda error: errors.append(str(error)))
-    opened.on("request", lambda request: hosts.add(request.url.split("/")[2]))
-    opened.goto(service.url)
-    yield opened
-    assert errors == []
-    assert {host for host in hosts if host} == {f"127.0.0.1:{service.port}"}
-    context.close()
-
-
-@pytest.fixture
-def photograph(tmp_path: Path) -> Path:
-    """A picture of odd shape, as a user has them."""
-    rows, columns = np.mgrid[0:300, 0:400]
-    pixels = np.stack([rows * 255 // 300, columns * 255 // 400, 255 - rows * 255 // 300], axis=-1)
-    path = tmp_path / "photo.jpg"
-    Image.fromarray(pixels.astype(np.uint8)).save(path, quality=92)
-    return path
-
-
-def test_a_click_draws_pictures_with_progress_and_the_link_repeats_them(page: Page, service: Running) -> None:
+def test_pictures_form_before_the_eyes_and_the_link_draws_them_again(visit: Visit, service: Running) -> None:
+    page = visit(service.url, permissions=["clipboard-read", "clipboard-write"])
     page.locator(".class-button").filter(has_text="strawberry").click()
-    page.fill("#seed", "7")
+    page.fill("#seed", "9223372036854775806")
     page.fill("#count", "2")
+    page.fill("#steps", "6")
+    page.locator("#more summary").click()
+    page.select_option("[name=mask_schedule]", "cosine")
     page.click("#draw")
-    pictures = page.locator("#results img")
-    expect(pictures).to_have_count(2, timeout=PATIENCE_MS)
-    first = pictures.first.get_attribute("src")
-    assert first is not None
-    assert "seed=7" in page.url
-    page.goto("about:blank")
-    page.goto(service.url + "/#" + "class=15&seed=7&count=2")
-    expect(page.locator("#seed")).to_have_value("7")
-    page.click("#draw")
-    expect(pictures).to_have_count(2, timeout=PATIENCE_MS)
+    preview = page.locator(".preview").first
+    expect(preview).to_be_visible()
+    expect(page.locator(".tile-note").first).to_contain_text("step")
+    drawn(page, 2)
+    page.click("#share")
+    expect(page.locator("#draw-status")).to_contain_text("clipboard")
+    link = page.evaluate("navigator.clipboard.readText()")
+    assert f"class={STRAWBERRY}" in link
+    assert "seed=9223372036854775806" in link
+    assert "mask_schedule=cosine" in link
+    first = saved(page, page.locator(".tile-save").first)
+    again = visit(link)
+    drawn(again, 2)
+    expect(again.locator("[name=mask_schedule]")).to_have_value("cosine")
+    assert saved(again, again.locator(".tile-save").first) == first
+    assert pixels_of(first).shape == (64, 64, 3)
 
 
-def test_a_photograph_becomes_a_token_grid_and_comes_back(
-    page: Page, photograph: Path, service: Running
-) -> None:
-    page.set_input_files("#file", str(photograph))
-    expect(page.locator("#reconstruction")).to_be_visible(timeout=PATIENCE_MS)
-    expect(page.locator("#grid")).to_be_visible()
-    expect(page.locator("#photo")).to_be_visible()
-    expect(page.locator("#readout")).not_to_be_empty()
-
-
-def test_what_is_no_picture_gets_a_message_that_helps(
-    browser: Browser, service: Running, tmp_path: Path
-) -> None:
-    text = tmp_path / "notes.png"
-    text.write_text("no picture")
-    context = browser.new_context()
-    page = context.new_page()
-    page.goto(service.url)
-    page.set_input_files("#file", str(text))
-    expect(page.locator("#message")).to_contain_text("PNG", timeout=PATIENCE_MS)
-    context.close()
-
-
-def test_a_phone_shows_the_page_without_sideways_scrolling(browser: Browser, service: Running) -> None:
-    context = browser.new_context(viewport={"width": 360, "height": 740}, color_scheme="dark")
-    page = context.new_page()
-    page.goto(service.url)
-    expect(page.locator(".class-button").first).to_be_visible(timeout=PATIENCE_MS)
-    width = page.locator("body").bounding_box()
-    assert width is not None
-    assert width["width"] <= 360
+def test_the_picture_of_the_readme_shows_pictures_and_bits(visit: Visit, service: Running) -> None:
+    page = visit(link_to(service.url, **{"class": 7}, seed=11, count=4))
+    drawn(page, 4)
+    page.locator(".tile-open").first.click()
+    page.locator("#plane-options label").nth(4).click()
+    page.click("[data-op=flip]")
+    expect(page.locator("#inspect-status")).to_contain_text("256 of 3,072 bits changed")
     with Image.open(io.BytesIO(page.screenshot(full_page=True))) as shot:
-        assert shot.width == 360
-    context.close()
-
-
-def test_the_screenshot_of_the_readme_shows_pictures_and_tokens(page: Page, tmp_path: Path) -> None:
-    page.locator(".class-button").filter(has_text="green tomato").click()
-    page.fill("#seed", "11")
-    page.fill("#count", "4")
-    page.click("#draw")
-    expect(page.locator("#results img")).to_have_count(4, timeout=PATIENCE_MS)
-    page.locator(".tile-tokens").first.click()
-    expect(page.locator("#reconstruction")).to_be_visible(timeout=PATIENCE_MS)
-    target = Path(os.environ.get("MASKBIT_SCREENSHOT") or tmp_path / "page.png")
-    page.evaluate("window.scrollTo(0, 0)")
-    page.screenshot(path=target, full_page=True)
-    with Image.open(target) as shot:
         # A blank page has one colour.
         assert len(np.unique(np.asarray(shot.convert("L")))) > 50
+    photograph(page, "page")
+
+
+def test_cancel_stops_at_once_and_gives_the_focus_back(visit: Visit, service: Running) -> None:
+    page = visit(service.url)
+    expect(page.locator(".class-button").first).to_be_visible()
+    page.fill("#count", "1")
+    page.fill("#steps", "200")
+    page.focus("#draw")
+    page.keyboard.press("Enter")
+    expect(page.locator("#cancel")).to_be_focused()
+    expect(page.locator(".tile-note").first).to_contain_text("step")
+    page.keyboard.press("Enter")
+    expect(page.locator("#draw-status")).to_have_text("Cancelled.")
+    expect(page.locator("#draw")).to_be_focused()
+
+
+def test_a_wrong_field_says_what_is_allowed_even_when_it_is_folded_away(
+    visit: Visit, service: Running
+) -> None:
+    page = visit(link_to(service.url, temperature=99))
+    expect(page.locator("[name=temperature]")).to_have_value("99")
+    page.click("#draw")
+    expect(page.locator("#more")).to_have_attribute("open", "")
+    assert page.locator("[name=temperature]").evaluate("field => field.validity.rangeOverflow")
+    page.fill("#seed", "-1")
+    assert "whole number" in page.locator("#seed").evaluate("field => field.validationMessage")
+
+
+def test_everything_can_be_done_with_the_keyboard(visit: Visit, service: Running) -> None:
+    page = visit(service.url)
+    expect(page.locator(".class-button").first).to_be_visible()
+    page.keyboard.press("Tab")
+    expect(page.locator(".skip")).to_be_focused()
+    page.locator(".class-button").first.focus()
+    page.keyboard.press("End")
+    expect(page.locator(".class-button").last).to_have_attribute("aria-checked", "true")
+    for name, keys in {"#steps": "3", "#count": "1", "#seed": "5"}.items():
+        page.focus(name)
+        page.keyboard.press("Control+a")
+        page.keyboard.type(keys)
+    page.keyboard.press("Enter")
+    drawn(page, 1)
+    page.locator(".tile-open").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#inspect-title")).to_be_focused()
+    page.locator("#plane-options input").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.focus("#grid-cells")
+    for key in ("ArrowDown", "ArrowRight", "ArrowRight"):
+        page.keyboard.press(key)
+    readout = page.locator("#readout")
+    expect(readout).to_contain_text("Row 2, column 3")
+    before = readout.inner_text()
+    page.keyboard.press("Space")
+    expect(page.locator("#inspect-status")).to_contain_text("1 of 3,072 bits changed")
+    assert readout.inner_text() != before
+    page.keyboard.press("Control+z")
+    expect(page.locator("#inspect-status")).to_contain_text("as it was")
+    expect(readout).to_have_text(before)
+    page.keyboard.press("Shift+ArrowRight")
+    page.keyboard.press("Shift+ArrowDown")
+    expect(page.locator("#plane-where")).to_have_text("in the 2 × 2 tokens selected")
+    page.keyboard.press("Escape")
+    expect(page.locator("#plane-where")).to_have_text("in every token")
+    page.focus("#tool-options input:checked")
+    page.keyboard.press("ArrowRight")
+    page.focus("#picture-cells")
+    page.keyboard.press("Space")
+    expect(page.locator("#mask-said")).to_have_text("9 of 256 tokens marked")
+    page.keyboard.press("Shift+ArrowRight")
+    expect(page.locator("#mask-said")).to_have_text("12 of 256 tokens marked")
+    page.focus("#redraw")
+    page.keyboard.press("Enter")
+    expect(page.locator("#inspect-status")).to_contain_text("Drawn anew")
+    expect(page.locator("#redraw")).to_be_focused()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_in_both_themes(visit: Visit, service: Running, scheme: str) -> None:
+    link = link_to(service.url, **{"class": 7}, seed=11, count=1, steps=4)
+    page = visit(link, color_scheme=scheme, reduced_motion="reduce")
+    drawn(page, 1)
+    photograph(page, f"drawn-{scheme}")
+    assert complaints_of_axe(page) == []
+    page.locator(".tile-open").click()
+    page.locator("#grid-cells").click()
+    page.locator("#more summary").click()
+    assert complaints_of_axe(page) == []
+    photograph(page, f"bits-{scheme}")
+    page.get_by_role("radio", name="Draw a part anew", exact=True).check()
+    page.locator("#picture-cells").click()
+    assert complaints_of_axe(page) == []
+    photograph(page, f"mask-{scheme}")
+    assert page.locator(".tile img").evaluate("image => getComputedStyle(image).animationName") == "none"
+
+
+def test_the_theme_follows_the_system_until_the_button_says_otherwise(visit: Visit, service: Running) -> None:
+    page = visit(service.url, color_scheme="dark")
+
+    def background() -> str:
+        return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+    dark = background()
+    page.get_by_role("button", name="Change to light colours").click()
+    light = background()
+    assert light != dark
+    page.reload()
+    assert background() == light
+    page.get_by_role("button", name="Change to dark colours").click()
+    assert background() == dark
+    page.emulate_media(color_scheme="light")
+    assert background() == light
+
+
+def test_a_phone_shows_everything_without_sideways_scrolling(visit: Visit, service: Running) -> None:
+    link = link_to(service.url, **{"class": 7}, seed=11, count=2, steps=4)
+    page = visit(link, viewport=PHONE, color_scheme="dark", has_touch=True)
+    drawn(page, 2)
+    page.locator(".tile-open").first.tap()
+    expect(page.locator("#picture")).to_be_in_viewport()
+    page.locator("#grid-cells").tap()
+    expect(page.locator("#readout")).to_contain_text("Row")
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    for button in page.locator("main button:visible").all():
+        box = button.bounding_box()
+        assert box is not None
+        # WCAG 2.2, 2.5.8
+        assert min(box["width"], box["height"]) >= 24
+    photograph(page, "phone")
+
+
+def test_a_lost_connection_is_said_and_the_work_goes_on_when_it_is_back(
+    visit: Visit, service: Running
+) -> None:
+    page = visit(service.url, refusals=True)
+    expect(page.locator("#ready")).to_have_text("ready")
+    page.fill("#count", "1")
+    page.fill("#steps", "2")
+    page.context.set_offline(True)
+    expect(page.locator("#connection")).to_contain_text("offline")
+    page.click("#draw")
+    expect(page.locator("#draw-message")).to_contain_text("The server does not answer")
+    expect(page.locator("#draw-status")).to_have_text("Stopped.")
+    photograph(page, "offline")
+    page.context.set_offline(False)
+    expect(page.locator("#connection")).to_be_hidden()
+    page.locator("#draw-message .retry").click()
+    drawn(page, 1)
+    expect(page.locator("#draw-message")).to_be_hidden()

@@ -1,6 +1,11 @@
 /** The service's HTTP interface, as far as the page needs it. */
 
+import { askForKey, currentKey } from "./key.js";
+import { sentence } from "./message.js";
 import { readEvents } from "./sse.js";
+
+/** Whoever watches the pictures form can cancel them; the service's own deadline suits programs. */
+const PATIENCE_MS = 600_000;
 
 /** What went wrong, in words for the reader: the server's own where it sent some. */
 export class ApiError extends Error {
@@ -13,13 +18,15 @@ export class ApiError extends Error {
   }
 }
 
-export const getInfo = async () => (await request("/info")).json();
-export const getClasses = async () => (await (await request("/classes")).json()).classes;
+export const getModels = async () => (await (await request("/v1/models")).json()).data.map(({ id }) => id);
+export const getInfo = async (model) => (await request(`/info?${query({ model })}`)).json();
+export const getClasses = async (model) => (await (await request(`/classes?${query({ model })}`)).json()).classes;
 export const getReady = () => request("/readyz");
 
 /** Draws pictures; yields the events `queued`, `progress`, `image` and at last `done`. */
-export async function* generate(settings, signal) {
-  const response = await request("/generate", { ...json(settings), signal });
+export async function* generate(order, signal) {
+  const body = json({ ...order, stream: true, deadline_ms: PATIENCE_MS });
+  const response = await request("/generate", { ...body, signal });
   let finished = false;
   try {
     for await (const { event, data } of readEvents(response.body)) {
@@ -33,25 +40,34 @@ export async function* generate(settings, signal) {
   if (!finished) throw broken();
 }
 
-/** The tokens of a picture; the server tells its format by its content. */
-export async function tokenize(blob, signal) {
+/** The tokens of a picture file, the picture that they decode to, and how near that comes (dB, null: the same). */
+export async function reconstruct(blob, model, signal) {
+  // The server tells the format by the content.
   const type = blob.type.startsWith("image/") ? blob.type : "image/unknown";
-  const headers = { "Content-Type": type };
-  const response = await request("/tokenize", { method: "POST", headers, body: blob, signal });
-  return response.json();
+  const options = { method: "POST", headers: { "Content-Type": type }, body: blob, signal };
+  const { tokens, images } = await (await request(`/reconstruct?${query({ model })}`, options)).json();
+  return { tokens, picture: decodePicture(images[0].b64), psnr: images[0].psnr_db };
 }
 
-/** The PNG that token indices [h][w] decode to. */
-export async function detokenize(indices, signal) {
-  const response = await request("/detokenize", { ...json({ indices, format: "png" }), signal });
+/** The picture of a token grid. @param {string[][]} tokens */
+export async function detokenize(tokens, model, signal) {
+  const response = await request("/detokenize", { ...json({ tokens, model, format: "png" }), signal });
+  return decodePicture((await response.json()).images[0].b64);
+}
+
+/** The picture after operations on the bits of a token grid, and the tokens after them. */
+export async function edit(tokens, operations, model) {
+  const response = await request("/edit", json({ tokens, operations, model, format: "png" }));
   const answer = await response.json();
-  return decodePicture(answer.images[0].b64, "png");
+  return { tokens: answer.tokens, picture: decodePicture(answer.images[0].b64) };
 }
 
-/** Base64 to Blob; a fetch of a data URL would be refused by the page's content policy. */
-export function decodePicture(b64, format) {
-  return new Blob([Uint8Array.from(atob(b64), (letter) => letter.charCodeAt(0))], { type: `image/${format}` });
+/** Base64 of a PNG to Blob; a fetch of a data URL would be refused by the page's content policy. */
+export function decodePicture(b64) {
+  return new Blob([Uint8Array.from(atob(b64), (letter) => letter.charCodeAt(0))], { type: "image/png" });
 }
+
+const query = (values) => new URLSearchParams(values);
 
 /** A POST of JSON. A BigInt (seeds reach 2^63-1, doubles only 2^53) is written out in full. */
 function json(value) {
@@ -60,16 +76,29 @@ function json(value) {
   return { method: "POST", headers: { "Content-Type": "application/json" }, body };
 }
 
+/** Sends a request; asks the user for a key, and again, for as long as the server wants another one. */
 async function request(path, options) {
-  let response;
+  for (;;) {
+    const key = currentKey();
+    const response = await send(path, options, key);
+    if (response.ok) return response;
+    const error = await refusal(response);
+    if (response.status !== 401) throw error;
+    // Another request may have brought a new key meanwhile.
+    const reason = key === null ? "This server asks for an API key." : sentence(error.message);
+    if (currentKey() === key && !(await askForKey(reason))) throw error;
+  }
+}
+
+async function send(path, options, key) {
+  const authorization = key === null ? {} : { Authorization: `Bearer ${key}` };
   try {
-    response = await fetch(path, options);
+    return await fetch(path, { ...options, headers: { ...options?.headers, ...authorization } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError("The server does not answer. Is it still running?", { code: "unreachable" });
+    const advice = navigator.onLine ? "Is it still running?" : "This device is offline.";
+    throw new ApiError(`The server does not answer. ${advice}`, { code: "unreachable" });
   }
-  if (!response.ok) throw await refusal(response);
-  return response;
 }
 
 async function refusal(response) {
@@ -80,10 +109,10 @@ async function refusal(response) {
     code,
     requestId: requestId ?? response.headers.get("X-Request-ID") ?? "",
     retryAfterS: Number.isNaN(retryAfterS) ? null : retryAfterS,
-    retryable: response.status >= 500 || response.status === 429,
+    retryable: response.status >= 500 || [401, 429].includes(response.status),
   });
 }
 
 function broken() {
-  return new ApiError("The connection broke before the pictures were finished.", { code: "broken_stream" });
+  return new ApiError("The connection broke before the work was finished.", { code: "broken_stream" });
 }

@@ -1,28 +1,35 @@
 /** The page at `/`: joins its parts and keeps them in step with the address bar. */
 
-import { getClasses, getInfo } from "./api.js";
+import { getClasses, getInfo, getModels } from "./api.js";
 import { ClassPicker } from "./classes.js";
-import { Drawing } from "./generate.js";
-import { clearMessage, setUpMessage, showError } from "./message.js";
+import { Drawing } from "./drawing.js";
+import { Inspector } from "./inspector.js";
+import { setUpKey } from "./key.js";
+import { Message } from "./message.js";
+import { ModelChooser } from "./models.js";
 import { scrollToTop } from "./scroll.js";
-import { Settings } from "./settings.js";
+import { linked, Settings } from "./settings.js";
 import { describe, watch } from "./status.js";
-import { Tokens } from "./tokens.js";
 
-setUpMessage();
+setUpKey();
+const message = new Message("#load-message");
+const models = new ModelChooser(change);
 const picker = new ClassPicker(changed);
 const settings = new Settings(picker, changed);
-const tokens = new Tokens();
-const drawing = new Drawing(picker, settings, (blob, name) => {
-  tokens.show(blob, name);
-  visit("tokens");
+const inspector = new Inspector(settings);
+const drawing = new Drawing(picker, settings, (drawn, name) => {
+  inspector.open(drawn, name);
+  goInside();
 });
+let loading = null;
 let loaded = false;
+let declined = false;
 
 drawing.prepare();
 addEventListener("hashchange", followLink);
 await load();
-watch(load);
+// Who gave no key is not asked again unbidden.
+watch(() => declined || load());
 
 function changed() {
   settings.writeLink();
@@ -32,32 +39,75 @@ function changed() {
 /** Asks the server what it serves, once; called again when a server that was away comes back. */
 async function load() {
   if (loaded) return;
+  loading ??= begin().finally(() => (loading = null));
+  await loading;
+}
+
+async function begin() {
   try {
-    const [info, classes] = await Promise.all([getInfo(), getClasses()]);
+    message.clear();
+    models.fill(await getModels());
+    await open(models.match(linked().get("model")));
     loaded = true;
-    clearMessage();
-    describe(info);
-    tokens.configure(info);
-    settings.configure(info);
-    picker.fill(classes);
-    document.querySelector("#draw-section").hidden = !info.has_generator;
     followLink();
   } catch (error) {
-    showError(error, load);
+    declined = error.code === "unauthorized";
+    message.error(error, load);
   }
 }
 
-function followLink() {
+/** Fits the page to a model. */
+async function open(model) {
+  const [info, classes] = await Promise.all([getInfo(model), getClasses(model)]);
+  models.value = model;
+  describe(info);
+  settings.configure(info);
+  picker.fill(classes);
+  inspector.configure(info, classes);
+  drawing.open();
+  document.querySelector("#draw-section").hidden = !info.has_generator;
+}
+
+/** The user chose another model. */
+async function change(model) {
+  if (await opened(model)) settings.writeLink();
+}
+
+async function opened(model) {
+  try {
+    message.clear();
+    await open(model);
+    return true;
+  } catch (error) {
+    message.error(error, () => change(model));
+    return false;
+  }
+}
+
+/** Draws what the link in the address bar names; an anchor in it leaves the settings alone. */
+async function followLink() {
+  const link = linked();
+  if (!loaded || !location.hash) return;
   if (!location.hash.includes("=")) {
-    if (loaded && location.hash) settings.writeLink();
+    settings.writeLink();
     return;
   }
+  const wanted = models.match(link.get("model"));
+  if (wanted !== models.value && !(await opened(wanted))) return;
   const complete = settings.readLink();
   drawing.prepare();
-  if (complete) drawing.say("Press Draw to repeat the pictures of this link.");
+  if (link.has("model") && link.get("model") !== wanted) {
+    drawing.complain(`The link is for the model ${link.get("model")}, which is not served here. This is ${wanted}.`);
+  } else if (complete) {
+    document.querySelector("#form").requestSubmit();
+  }
 }
 
-function visit(room) {
-  scrollToTop(document.querySelector(`#${room}-section`));
-  document.querySelector(`#${room}-title`).focus({ preventScroll: true });
+/** Shows the inspector; on a phone its stage lies below the screen, under the panel. */
+function goInside() {
+  const section = document.querySelector("#inspect-section");
+  const stage = section.querySelector(".stage");
+  const below = stage.getBoundingClientRect().top - section.getBoundingClientRect().top;
+  scrollToTop(below > innerHeight / 2 ? stage : section);
+  document.querySelector("#inspect-title").focus({ preventScroll: true });
 }

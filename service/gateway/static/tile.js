@@ -1,10 +1,11 @@
 /** One picture's place in the results: empty, being drawn, done or given up; its size never changes. */
 
+import { fileName } from "./keep.js";
+
 const template = document.querySelector("#tile");
 
 export class Tile {
   element = template.content.firstElementChild.cloneNode(true);
-  #frame = this.element.querySelector(".frame");
   #preview = this.element.querySelector(".preview");
   #bar = this.element.querySelector(".bar");
   #name = this.element.querySelector(".tile-name");
@@ -46,30 +47,33 @@ export class Tile {
 
   /**
    * Shows the finished picture.
-   * @param {{blob: Blob, format: string, name: string, seed: bigint}} picture
-   * @param {{onSeed: () => void, onTokens: () => void}} actions
+   * @param {{blob: Blob, name: string, seed: bigint}} picture
+   * @param {{onSeed: () => void, onInspect: () => void}} actions
    */
-  finish({ blob, format, name, seed }, { onSeed, onTokens }) {
+  finish({ blob, name, seed }, { onSeed, onInspect }) {
     this.progress = 1;
     this.#url = URL.createObjectURL(blob);
     const image = new Image();
     image.src = this.#url;
     image.alt = `${name}, seed ${seed}`;
-    this.#frame.insertBefore(image, this.#bar);
+    const open = this.#button(".tile-open", onInspect);
+    open.append(image);
+    open.hidden = false;
+    label(open, `Look inside ${image.alt}`);
     this.#name.textContent = this.#name.title = name;
     this.#note.textContent = this.#note.title = `seed ${seed}`;
     const save = this.element.querySelector(".tile-save");
     save.href = this.#url;
-    save.download = `${name.replaceAll(/[^\w-]+/g, "_")}_${seed}.${format}`;
+    save.download = `${fileName(`${name} ${seed}`)}.png`;
     label(save, `Save ${image.alt}`);
     label(this.#button(".tile-seed", onSeed), `Use the seed of ${image.alt} again`);
-    label(this.#button(".tile-tokens", onTokens), `Show the tokens of ${image.alt}`);
+    label(this.#button(".tile-inspect", onInspect), `Look inside ${image.alt}`);
     this.element.dataset.state = "done";
   }
 
   /** Leaves an unfinished picture as it stands. */
   giveUp(note) {
-    if (this.done) return;
+    if (this.element.dataset.state !== "drawing") return;
     this.element.dataset.state = "stopped";
     this.#note.textContent = note;
   }
