@@ -22,7 +22,7 @@ def default_state_dir() -> Path:
 class Settings(BaseSettings):
     """Names carry units; sizes are bytes, times seconds. Unknown keyword arguments are errors."""
 
-    model_config = SettingsConfigDict(env_prefix="MASKBIT_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="MASKBIT_", extra="forbid", frozen=True, allow_inf_nan=False)
 
     bundle: str = Field("fruit", description="for a gateway several, with commas between them")
     redis_url: str | None = None

@@ -6,11 +6,11 @@ import http.client
 import json
 import logging
 import os
+import queue
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
@@ -94,9 +94,10 @@ def serve(settings: Settings, report: Callable[[str], None] = print) -> None:
     Raises BundleError or Unavailable, with one line for the user, when something cannot start.
     """
     started = time.monotonic()
-    stopping = threading.Event()
+    # Not an Event, which a signal handler must not set while the same thread waits for it.
+    stops: queue.SimpleQueue[None] = queue.SimpleQueue()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
+        signal.signal(number, lambda *_: stops.put(None))
     bundles = open_bundles(settings.bundles)
     _check_port(settings)
     with ExitStack() as cleanup:
@@ -113,7 +114,7 @@ def serve(settings: Settings, report: Callable[[str], None] = print) -> None:
         cleanup.callback(stop_all, workers, settings.drain_s + GRACE_S)
         cleanup.callback(stop_all, [gateway], settings.drain_s + GRACE_S)
         announced = False
-        while not stopping.wait(POLL_S):
+        while not _comes(stops, POLL_S):
             if redis is not None and not redis.alive:
                 log.warning("the embedded Redis died; starting it again")
                 redis.start()
@@ -152,6 +153,15 @@ def environment_of(settings: Settings, redis_url: str) -> dict[str, str]:
     """Environment variables that give a part the same settings."""
     values = {**settings.model_dump(mode="json", exclude_none=True), "redis_url": redis_url}
     return {f"MASKBIT_{key.upper()}": str(value) for key, value in values.items()}
+
+
+def _comes(stops: queue.SimpleQueue[None], within_s: float) -> bool:
+    """Whether something comes within so many seconds."""
+    try:
+        stops.get(timeout=within_s)
+    except queue.Empty:
+        return False
+    return True
 
 
 def _check_port(settings: Settings) -> None:

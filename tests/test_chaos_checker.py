@@ -31,6 +31,7 @@ from service.chaos.journal import (
     Recorded,
     Rest,
     Stolen,
+    Turned,
     read_journal,
 )
 
@@ -83,11 +84,12 @@ VIOLATIONS: dict[str, list[Event]] = {
     "stuck": [asked(), accepted(), answered(3.1), recorded(3.0), GaveUp(80.0, 1, "a" * 32)],
     "doubled": [asked(), accepted(), recorded(3.0), recorded(4.0), answered(4.1)],
     "changed": [asked(), accepted(), answered(3.1, digest="wrong")],
-    "mismatched": [asked(), accepted(), recorded(3.0, FAILED), answered(3.1, CANCELLED)],
+    "mismatched": [asked(action="cancel"), accepted(), recorded(3.0), answered(3.1, CANCELLED)],
     "over_limit": [Opened(2.0, 5)],
     "left_over": [rest(pending=1)],
     "falsely_poisoned": [asked(), accepted(), answered(9.0, FAILED, code="poisoned")],
     "expired_early": [asked(deadline_ms=500), accepted(), answered(2.3, EXPIRED, code="deadline_passed")],
+    "groundless": [asked(), accepted(), recorded(3.0, FAILED), answered(3.1, FAILED, code="job_failed")],
     "revived": [asked(), accepted(), CancelSaid(2.5, 1, "a" * 32), recorded(3.0), answered(3.1)],
     "ids_differ": [
         asked(key="k"),
@@ -129,6 +131,26 @@ def test_the_answer_of_another_tokenize_request_is_crossed() -> None:
     wrong = Answered(3.0, 1, "", 2.0, DONE, digest=right_digest("tokenize", 2, 2))
 
     assert broken(first, second, wrong) == {"changed", "crossed"}
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        answered(3.1, FAILED, code="internal"),
+        answered(3.1, CANCELLED, code="cancelled"),
+        answered(3.1, EXPIRED, code="deadline_unmeetable", job=""),
+        Turned(3.1, 1, 500, "internal"),
+    ],
+)
+def test_an_end_without_a_cause_is_flagged(event: Event) -> None:
+    assert broken(asked(), event) == {"groundless"}
+    assert broken(asked(action="cancel", deadline_ms=400), answered(3.1, CANCELLED)) == set()
+
+
+def test_a_job_that_comes_back_only_after_its_client_stopped_looking_was_lost() -> None:
+    story = [asked(), accepted(), Loss(5.0, 5.5, wiped=True), answered(26.0, UNKNOWN), recorded(40.0)]
+
+    assert broken(*story) == {"lost"}
 
 
 def test_poison_that_is_done_is_flagged_and_poison_that_is_poisoned_is_right() -> None:

@@ -10,13 +10,16 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 
 from models.bundle import Bundle
 from models.errors import InputError
+from service.client import remote as remote_module
 from service.client.picture_set import PictureSet, Portion, SetPlan, read_plan
 from service.client.remote import Remote
 from service.errors import Unavailable
@@ -75,6 +78,18 @@ def test_an_interrupted_set_goes_on_where_it_stopped(
     assert run(url, tmp_path, *wish).returncode == 0
     assert len(files_in(tmp_path)) == 80
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in drawn.items())
+
+
+def test_an_interrupt_waits_for_no_answer(gateway: Gateway, worker: FakeWorker, tmp_path: Path) -> None:
+    worker.gate.clear()
+    wish = command(f"http://127.0.0.1:{gateway.port}", tmp_path, "--classes", "0-1", "--parallel", "2")
+    client = subprocess.Popen(wish, stderr=subprocess.PIPE, text=True)
+    until(lambda: worker.claimed, 30)
+    client.send_signal(signal.SIGINT)
+    # The closed connection cancels the job that the worker still holds.
+    until(lambda: worker.stopped, 10)
+    client.communicate(timeout=30)
+    assert client.returncode == 130
 
 
 def test_a_gateway_that_is_replaced_costs_no_picture(
@@ -143,6 +158,17 @@ def test_a_folder_with_another_set_is_refused(tmp_path: Path) -> None:
             PictureSet(tmp_path, other, [0], NAMES).begin()
 
 
+def test_pictures_of_other_weights_do_not_enter_a_set(tmp_path: Path) -> None:
+    pictures = PictureSet(tmp_path, SetPlan("tiny@1", 5, 3, {}), [0], NAMES)
+    pictures.begin()
+    picture = {"class_id": 0, "seed": 5, "b64": "AAAA"}
+    with pytest.raises(InputError, match="draws with tiny@2 now, this set was begun with tiny@1"):
+        pictures.save({"bundle": "tiny@2", "images": [picture]})
+    assert files_in(tmp_path) == {}
+    pictures.save({"bundle": "tiny@1", "images": [picture]})
+    assert files_in(tmp_path) == {"000-apple/5.png": bytes(3)}
+
+
 def test_portions_cover_what_is_missing_and_no_more(tmp_path: Path) -> None:
     pictures = PictureSet(tmp_path, SetPlan("tiny@1", 10, 7, {}), [1, 2, 1], NAMES)
     pictures.begin()
@@ -205,6 +231,21 @@ def test_patience_ends(moody: str) -> None:
     with pytest.raises(Unavailable, match="did not answer"):
         nobody.info(None)
     nobody.close()
+
+
+def test_an_answer_that_took_long_costs_no_patience(moody: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_module, "time", SimpleNamespace(monotonic=count(step=1000).__next__))
+    Moody.moods = [503]
+    remote = Remote(moody, None, patience_s=600)
+    assert remote.info(None) == {"model": "tiny"}
+    remote.close()
+
+
+@pytest.mark.parametrize("key", ["secret\r", "se\ncret", "schlüssel"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(InputError, match="API key") as caught:
+        Remote("http://127.0.0.1:1", key)
+    assert key not in str(caught.value)
 
 
 def test_what_is_refused_is_not_asked_again(moody: str) -> None:

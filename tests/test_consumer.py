@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 
 from service.jobs.consumer import Consumer
-from service.jobs.job import ClaimedJob, JobView, NewJob, QueueLimits
+from service.jobs.job import ClaimedJob, Ending, JobView, NewJob, QueueLimits
 from service.jobs.keys import GROUP, Keys
 from service.jobs.redis_server import RedisServer
 from service.jobs.store import JobStore
@@ -153,6 +153,67 @@ def test_several_jobs_are_claimed_in_order_and_no_more_than_asked(
     assert [job.id for job in rest] == ids[3:]
 
 
+def claim_waiting(consumer: Consumer, limit: int, block_s: float = 5.0) -> list[str]:
+    """Ids of the jobs that one call brings."""
+    return [job.id for job in consumer.claim_some(limit, generate=True, codec=False, block_s=block_s)]
+
+
+def test_whoever_waited_for_a_job_takes_at_once_what_came_with_it(
+    redis_url: str, keys: Keys, hire: Hire
+) -> None:
+    consumer = hire()
+    lone = submit(redis_url, keys)
+    assert claim_waiting(consumer, 4) == [lone]
+    ids = [submit(redis_url, keys) for _ in range(5)]
+    assert claim_waiting(consumer, 4) == ids[:4]
+    assert claim_waiting(consumer, 4) == ids[4:]
+
+
+def test_a_job_that_comes_beside_the_awaited_one_is_left_to_others_without_room_for_it(
+    redis_url: str, keys: Keys, hire: Hire
+) -> None:
+    consumer, other = hire(), hire()
+    lone = submit(redis_url, keys)
+    assert claim_waiting(consumer, 4) == [lone]
+    ids = {submit(redis_url, keys), submit(redis_url, keys, priority="bulk")}
+    [taken] = claim_waiting(consumer, 1)
+    [left] = claim_waiting(other, 1, block_s=0.0)
+    assert {taken, left} == ids
+    assert [job.attempt for job in (*consumer.held, *other.held)] == [1, 1, 1]
+
+
+def test_what_another_worker_released_is_found_after_one_wait_for_new_jobs(
+    redis_url: str, keys: Keys, hire: Hire
+) -> None:
+    consumer, other = hire(), hire()
+    lone = submit(redis_url, keys)
+    assert claim_waiting(consumer, 4) == [lone]
+    released = submit(redis_url, keys)
+    other.release(must_claim(other))
+    assert claim_waiting(consumer, 4, block_s=0.05) == []
+    assert claim_waiting(consumer, 4) == [released]
+
+
+def test_results_and_errors_are_recorded_together(redis_url: str, keys: Keys, hire: Hire) -> None:
+    ids = [submit(redis_url, keys) for _ in range(3)]
+    consumer = hire()
+    good, bad, large = consumer.claim_some(3, generate=True, codec=False, block_s=0)
+    endings = [
+        Ending(good, b"result"),
+        Ending(bad, error_code="job_failed", error_message="no such class"),
+        Ending(large, b"x" * 1001),
+    ]
+    assert consumer.settle(endings) == [True] * 3
+    assert consumer.settle(endings) == [False] * 3
+    seen = [view(redis_url, keys, job_id) for job_id in ids]
+    assert [(one.state, one.error_code) for one in seen] == [
+        ("D", None),
+        ("E", "job_failed"),
+        ("E", "result_too_large"),
+    ]
+    assert consumer.held == []
+
+
 def test_the_second_finish_is_discarded(redis_url: str, keys: Keys, hire: Hire) -> None:
     job_id = submit(redis_url, keys)
     consumer = hire()
@@ -264,6 +325,7 @@ def test_poison_is_given_up_and_an_innocent_beside_it_survives(
     assert view(redis_url, keys, innocent).state == "D"
     given_up = view(redis_url, keys, poison)
     assert (given_up.state, given_up.error_code, given_up.attempts) == ("E", "poisoned", 3)
+    assert 0 < raw.ttl(keys.dead) <= 7 * 86_400
     dead: Any = raw.xrange(keys.dead)
     assert [(fields[b"id"].decode(), fields[b"payload"]) for _, fields in dead] == [(poison, b"poison")]
     assert raw.xlen(keys.interactive) == 0
@@ -402,6 +464,22 @@ def test_an_interrupt_ends_the_wait_for_redis(own_redis: RedisServer, keys: Keys
     thread.join(5)
     assert not thread.is_alive()
     consumer.close()
+
+
+def test_an_interrupted_worker_still_hands_in_what_a_redis_that_answers_takes(
+    redis_url: str, keys: Keys, hire: Hire
+) -> None:
+    ids = [submit(redis_url, keys) for _ in range(2)]
+    first, second = hire(), hire()
+    done, given_back = must_claim(first), must_claim(first)
+    first.interrupt()
+
+    assert first.finish(done, b"result")
+    first.release(given_back)
+
+    assert view(redis_url, keys, ids[0]).result == b"result"
+    again = must_claim(second)
+    assert (again.id, again.attempt) == (ids[1], 1)
 
 
 def test_retiring_deletes_a_consumer_only_when_nothing_is_pending(

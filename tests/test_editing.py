@@ -272,6 +272,7 @@ GRID = grid_of(1).tolist()
         ({"operations": [FLIP]}, "one of tokens, indices, packed and image is needed, got none"),
         ({"indices": GRID}, "operations is missing"),
         ({"indices": GRID, "operations": []}, "operations is a list of 0; it should have at least 1"),
+        ({"image": "", "operations": [FLIP]}, "image is ''; it should have at least 1 character"),
         ({"indices": GRID, "operations": [FLIP] * 65}, "at most 64"),
         ({"indices": GRID, "image": "AAAA", "operations": [FLIP]}, "image and indices are both given"),
         ({"indices": GRID[:7], "operations": [FLIP]}, "indices has 7 rows"),

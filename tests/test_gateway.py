@@ -163,6 +163,22 @@ def test_a_stream_tells_queued_progress_images_and_done(gateway: Gateway, worker
     assert events[-1][2]["usage"]["steps"] == 8
 
 
+def test_a_stream_tells_the_progress_of_a_job_that_is_done_before_anybody_looks(
+    gateway: Gateway, worker: FakeWorker
+) -> None:
+    worker.progress = [{"image": 0, "step": step, "steps": 40} for step in range(40)]
+    job_id = gateway.client.post("/jobs", json={"kind": "generate", "class_id": 1}).json()["id"]
+    until(lambda: gateway.client.get(f"/jobs/{job_id}").status_code == 200)
+    path = f"/jobs/{job_id}/events"
+    told = events_of(gateway.client.get(path).text)
+    assert [data for _, name, data in told if name == "progress"] == worker.progress
+    assert [name for _, name, _ in told][-2:] == ["image", "done"]
+    seventh = [one for one, name, _ in told if name == "progress"][6]
+    assert seventh is not None
+    resumed = events_of(gateway.client.get(path, headers={"Last-Event-ID": seventh}).text)
+    assert [data for _, name, data in resumed if name == "progress"] == worker.progress[7:]
+
+
 def test_a_stream_ends_with_the_error_of_its_job(gateway: Gateway, worker: FakeWorker) -> None:
     worker.answer = lambda consumer, job: consumer.fail(job, "job_failed", "the network broke")
     response = gateway.client.post("/generate", json={"class_id": 1, "stream": True})

@@ -118,6 +118,13 @@ async def test_a_queued_job_knows_how_many_are_ahead(opened: Open, worker: Consu
     assert [(view.state, view.position) for view in views] == [("R", None), ("Q", 0), ("C", None), ("Q", 1)]
 
 
+async def test_no_more_than_a_hundred_ahead_are_counted(opened: Open) -> None:
+    store = await opened()
+    ids = await asyncio.gather(*(store.submit(new()) for _ in range(105)))
+    positions = [(await store.get(one, "public")).position for one in ids]
+    assert positions == [*range(100), *[100] * 5]
+
+
 async def test_the_open_limit_is_reached_and_never_exceeded(opened: Open, raw: Redis, keys: Keys) -> None:
     limits = QueueLimits(open_jobs=20)
     stores = [await opened(limits), await opened(limits)]
@@ -512,6 +519,45 @@ async def test_jobs_that_redis_lost_are_queued_again(
     assert_at_rest(raw, keys)
 
 
+async def test_lost_jobs_come_back_before_new_ones_of_any_gateway(
+    opened: Open, raw: Redis, keys: Keys, worker: Consumer
+) -> None:
+    limits = QueueLimits(open_jobs=4, tenant_jobs=3)
+    first, second = await opened(limits), await opened(limits)
+    lost = [await first.submit(new(tenant=f"t{k // 3}")) for k in range(4)]
+    waits = [asyncio.create_task(first.wait(one)) for one in lost]
+    stopped = asyncio.Event()
+    turned_away = 0
+
+    async def press(store: JobStore) -> None:
+        nonlocal turned_away
+        while not stopped.is_set():
+            try:
+                await store.submit(new(tenant="t0"))
+            except (QueueFull, TenantLimit):
+                turned_away += 1
+            await asyncio.sleep(0.01)
+
+    raw.flushall()
+    newer = [await second.submit(new(tenant=f"t{k // 3}")) for k in range(4)]
+    pressing = [asyncio.create_task(press(store)) for store in (first, second)]
+    while not raw.exists(*(name for name in keys.shared if name.endswith(":owed"))):
+        await asyncio.sleep(0.01)
+    begun: list[str] = []
+    for _ in range(2 * len(lost)):
+        claimed = await asyncio.to_thread(worker.claim, generate=True, codec=True, block_s=5)
+        assert claimed is not None
+        begun.append(claimed.id)
+        worker.finish(claimed, b"result")
+        assert raw.zcard(keys.open) <= limits.open_jobs
+    stopped.set()
+    await asyncio.gather(*pressing)
+    assert turned_away > 0
+    assert begun[:4] == newer
+    assert set(begun[4:]) == set(lost)
+    assert {view.state for view in await asyncio.gather(*waits)} == {"D"}
+
+
 async def test_a_job_that_is_just_being_submitted_does_not_count_as_lost(
     opened: Open,
     raw: Redis,
@@ -534,6 +580,26 @@ async def test_a_job_that_is_just_being_submitted_does_not_count_as_lost(
     await asyncio.gather(*(client() for _ in range(60)))
     assert "lost" not in caplog.text
     assert_at_rest(raw, keys)
+
+
+async def test_a_result_that_redis_loses_before_it_was_fetched_is_made_again(
+    opened: Open, raw: Redis, worker: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, result, losses = await opened(), random.randbytes(100_000), [1]
+    look = store._look
+
+    async def look_too_late(job_id: str) -> None:
+        if losses:
+            raw.flushall()
+            losses.clear()
+        await look(job_id)
+
+    monkeypatch.setattr(store, "_look", look_too_late)
+    waiting = asyncio.create_task(store.wait(await store.submit(new())))
+    for _ in range(2):
+        await asyncio.to_thread(work_one, worker, result)
+    assert (await waiting).result == result
+    assert not losses
 
 
 async def test_a_lost_job_whose_deadline_passed_meanwhile_expires(opened: Open, raw: Redis) -> None:
@@ -572,11 +638,8 @@ async def test_without_redis_calls_fail_clearly_and_recover_by_themselves(
         await asyncio.sleep(0.01)
     await asyncio.to_thread(own_redis.start)
     await store.ping()
-    back = time.monotonic()
     await asyncio.to_thread(work_one, worker)
     assert (await waiting).result == b"result"
-    # A second passes between two looks at the open jobs; the inbox itself is back within 2 s.
-    assert time.monotonic() - back < 5.0
     await store.close()
     worker.close()
 

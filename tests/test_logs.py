@@ -170,6 +170,7 @@ def maskbit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         (("gateway", "--log-format", "xml"), {}, "setting log_format is 'xml'"),
         (("worker",), {"MASKBIT_LOG_LEVEL": "loud"}, "setting log_level is 'loud'"),
         (("gateway",), {"MASKBIT_TRUSTED_PROXIES": "10.0.0.0/8,me"}, "setting trusted_proxies"),
+        (("gateway",), {"MASKBIT_RESULT_TTL_S": "inf"}, "setting result_ttl_s is 'inf'"),
         (("gateway", "--redis-url", "http://me:secret@host/0"), {}, "redis_url is 'http://…@host/0'"),
         (("gateway", "--redis-url", "unix:///x"), {"MASKBIT_API_KEYS": "secret"}, "NAME:SHA256"),
         (("gateway", "--redis-url", "unix:///x"), {"MASKBIT_API_KEYS_FILE": "/no"}, "/no cannot be read"),

@@ -56,6 +56,25 @@ def test_a_prompt_is_a_class_by_name_or_by_number(client: OpenAI) -> None:
     assert by_name.data[0].revised_prompt == by_number.data[0].revised_prompt == "cherry"
 
 
+def test_null_is_the_default_of_every_field_that_may_be_null(client: OpenAI) -> None:
+    drawn = client.images.generate(
+        prompt="1",
+        background=None,
+        moderation=None,
+        n=None,
+        output_format=None,
+        partial_images=None,
+        quality=None,
+        response_format=None,
+        size=None,
+        stream=None,
+        extra_body={"seed": 9},
+    )
+    plain = client.images.generate(prompt="1", extra_body={"seed": 9})
+    assert drawn.data == plain.data
+    assert drawn.output_format == "png"
+
+
 def test_pictures_are_those_of_generate(client: OpenAI, gateway: Gateway) -> None:
     images = client.images.generate(prompt="1", n=3, output_format="webp", extra_body={"seed": 5})
     own = gateway.client.post("/generate", json={"class_id": 1, "n": 3, "seed": 5, "format": "webp"}).json()

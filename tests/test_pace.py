@@ -33,6 +33,22 @@ def test_a_slow_call_hardly_counts_and_lasting_slowness_does() -> None:
     assert 2.99 < pace.call_s <= 3.0
 
 
+def test_a_slowness_that_turned_all_work_away_is_forgotten_size_by_size() -> None:
+    now = [0.0]
+    pace = Pace(32, lambda: now[0])
+    pace.note(32, 30.0)
+    pace.note(2, 1.0)
+    now[0] = 50.0
+    pace.note(2, 1.0)
+    assert (pace.per_s, pace.call_s) == (32 / 30.0, 1.0)
+    now[0] = 61.0
+    assert (pace.per_s, pace.call_s) == (None, 1.0)
+    now[0] = 111.0
+    assert (pace.per_s, pace.call_s) == (None, None)
+    pace.note(32, 40.0)
+    assert pace.call_s == 40.0
+
+
 @settings(max_examples=200)
 @given(st.lists(st.tuples(st.integers(1, 64), st.floats(0, 10)), min_size=1, max_size=50))
 def test_the_shortest_call_is_never_overestimated_beyond_the_slowest_of_its_size(

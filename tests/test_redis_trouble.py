@@ -57,6 +57,20 @@ def test_a_redis_that_resets_connections_is_unavailable_under_uvloop_and_no_inte
     assert uvloop.run(ask()) == {Unavailable.__name__}
 
 
+def test_what_redis_is_and_says_is_for_the_log_and_not_for_clients(
+    resetting_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def ask() -> None:
+        link = AsyncLink(f"redis://127.0.0.1:{resetting_port}/0", KEYS.shared)
+        with pytest.raises(Unavailable, match=r"^the job queue does not answer$"):
+            await link.run("depth")
+        await link.close()
+
+    with caplog.at_level("INFO"):
+        asyncio.run(ask())
+    assert "a call is given up" in caplog.text
+
+
 def test_an_error_of_the_program_is_no_trouble_with_redis(redis_url: str) -> None:
     async def call() -> None:
         link = AsyncLink(redis_url, KEYS.shared)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from models import bits
 from models.bundle import Manifest
@@ -356,3 +356,11 @@ def test_bytes_that_are_no_numpy_file_are_refused(data: bytes) -> None:
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists))
 def test_whatever_was_got_is_shown_in_a_few_words(value: object) -> None:
     assert len(shorten(value)) < 500
+
+
+@pytest.mark.parametrize("field", ["tokens", "indices"])
+def test_a_thousand_wrong_tokens_are_one_error(field: str) -> None:
+    body = json.dumps({field: [[None] * 100] * 100}).encode()
+    with pytest.raises(ValidationError) as caught:
+        DETOKENIZE.validate_json(body)
+    assert caught.value.error_count() == 1

@@ -7,8 +7,8 @@ from models.sampling_config import SamplingConfig
 from service.gateway.rendering import usage_of
 from service.jobs.job import JobView
 from service.jobs.payloads import DetokenizeJob, GenerateJob, Pictures
+from service.worker.finisher import result_of
 from service.worker.task import Task
-from service.worker.worker import result_of
 
 DONE = JobView.from_fields("a", {"state": b"done", "created": b"1", "started": b"2", "finished": b"3"})
 

@@ -191,6 +191,27 @@ async def test_a_drained_worker_gives_its_job_back_uncounted_and_another_one_end
 
 
 @pytest.mark.anyio
+async def test_a_worker_that_makes_way_still_does_what_redis_had_lost(
+    redis_url: str, keys: Keys, tiny_bundle: Bundle
+) -> None:
+    runtime = GatedRuntime(tiny_bundle)
+    store = JobStore(redis_url, keys, LIMITS)
+    await store.start()
+    with working(redis_url, keys, runtime, tiny_bundle, "w1") as worker:
+        await store.submit(job("a"))
+        until(lambda: worker.consumer.held)
+        worker.leave()
+        with Redis.from_url(redis_url) as redis:
+            redis.flushall()
+        runtime.gate.set()
+        view = await store.wait("a")
+        until(lambda: not worker.consumer.held)
+    await store.close()
+    assert view.state == "D"
+    assert not crashes
+
+
+@pytest.mark.anyio
 async def test_a_job_that_breaks_the_gpu_is_given_up_while_the_innocent_beside_it_is_done(
     redis_url: str, keys: Keys, tiny_bundle: Bundle
 ) -> None:

@@ -87,7 +87,8 @@ async def _until_end(reader: asyncio.StreamReader, timeout_s: float | None = Non
                 pass
 
 
-async def _repeat(attack: Attack, port: int) -> None:
+async def _repeat(attack: Attack, port: int, delay_s: float) -> None:
+    await asyncio.sleep(delay_s)
     while True:
         with suppress(OSError):
             link = socket.socket()
@@ -106,7 +107,9 @@ async def _repeat(attack: Attack, port: int) -> None:
 async def attack(name: str, port: int) -> None:
     """Attack the server at `port` until standard input ends."""
     chosen = ATTACKS[name]
-    sessions = [asyncio.create_task(_repeat(chosen, port)) for _ in range(chosen.sessions)]
+    # Spread over a second, so that they stay so when each comes again and again.
+    delays = (index / chosen.sessions for index in range(chosen.sessions))
+    sessions = [asyncio.create_task(_repeat(chosen, port, delay_s)) for delay_s in delays]
     await asyncio.to_thread(sys.stdin.buffer.read)
     for one in sessions:
         one.cancel()

@@ -6,10 +6,11 @@ import base64
 import io
 import signal
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from os import kill
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,36 +24,36 @@ from service.bench.running import RunningService, running_service
 _PICTURE: dict[str, object] = {"class_id": 0, "seed": 1, "steps": 16, "format": "tokens"}
 _DEADLINE_MS = 600_000
 _IDLE_S = 2.0
+_END = "end"
 # A worker that is halted must not be given up while jobs are queued.
 _LEASE_S = 600
 
 
 @dataclass(frozen=True)
 class Operations:
-    """Commands since the server started: those that clients sent, and all, those inside scripts included."""
+    """Commands that clients sent, how many of these were scripts, and commands that scripts carried out."""
 
     sent: int
-    carried_out: int
     scripts: int
-
-    def since(self, earlier: Operations) -> Operations:
-        """What came between two looks; the look itself is left out."""
-        sent = self.sent - earlier.sent - 2
-        return Operations(sent, self.carried_out - earlier.carried_out - 2, self.scripts - earlier.scripts)
+    inside: int
 
     def per(self, count: int) -> str:
         """The same for each of `count` pictures."""
-        inside = (self.carried_out - self.sent) / count
-        scripts = self.scripts / count
+        scripts, inside = self.scripts / count, self.inside / count
         return f"{self.sent / count:6.2f} sent ({scripts:.2f} scripts, {inside:.1f} commands inside)"
 
 
-def operations(redis: Redis) -> Operations:
-    """Counted without watching: Redis reads once for each command, as long as clients await each answer."""
-    sent = int(redis.info("stats")["total_reads_processed"])
-    commands: Any = redis.info("commandstats")
-    calls = sum(stats["calls"] for stats in commands.values())
-    return Operations(sent, calls, commands.get("cmdstat_evalsha", {"calls": 0})["calls"])
+def operations(redis: Redis, work: Callable[[], object]) -> Operations:
+    """What Redis does during `work`, as MONITOR tells; it leaves out administrative commands."""
+    counts: Counter[str] = Counter()
+    with redis.monitor() as monitor:  # type: ignore[no-untyped-call]
+        work()
+        redis.echo(_END)
+        while (command := monitor.next_command())["command"] != f"ECHO {_END}":
+            from_script = command["client_type"] == "lua"
+            counts["inside" if from_script else "sent"] += 1
+            counts["scripts"] += command["command"].startswith("EVAL")
+    return Operations(counts["sent"], counts["scripts"], counts["inside"])
 
 
 def bench_redis(*, pictures: int, clients: int, jobs: int, bundle: str = "fruit") -> Iterator[str]:
@@ -65,9 +66,7 @@ def bench_redis(*, pictures: int, clients: int, jobs: int, bundle: str = "fruit"
             idle = _idle_per_s(redis)
             yield f"idle               {idle:6.2f} commands a second, of gateway and worker together"
             for count in (1, clients):
-                before = operations(redis)
-                post_all([target], clients=count, requests=pictures)
-                cost = operations(redis).since(before)
+                cost = operations(redis, partial(post_all, [target], clients=count, requests=pictures))
                 yield f"{count:3d} clients        {cost.per(pictures)} a picture"
             yield from _memory(service, redis, jobs, open_bundle(bundle).manifest.image_size)
 
@@ -77,9 +76,7 @@ def _settings(jobs: int) -> dict[str, object]:
 
 
 def _idle_per_s(redis: Redis) -> float:
-    before, began = operations(redis), time.monotonic()
-    time.sleep(_IDLE_S)
-    return operations(redis).since(before).sent / (time.monotonic() - began)
+    return operations(redis, lambda: time.sleep(_IDLE_S)).sent / _IDLE_S
 
 
 def _memory(service: RunningService, redis: Redis, jobs: int, side: int) -> Iterator[str]:

@@ -72,9 +72,10 @@ def _ours(service: RunningService, durability: Durability) -> Contender:
 def _measure(contenders: Sequence[Contender], counts: Sequence[int], seconds: float, rounds: int) -> None:
     for contender in contenders:
         closed_loop(contender.target, clients=max(counts), seconds=min(_WARM_UP_S, seconds))
-    for _ in range(rounds):
+    for turn in range(rounds):
         for count in counts:
-            for contender in contenders:
+            # There and back, so that nobody always comes after the same one.
+            for contender in contenders if turn % 2 == 0 else reversed(contenders):
                 sample = closed_loop(contender.target, clients=count, seconds=seconds)
                 contender.samples.setdefault(count, Sample()).add(sample)
 

@@ -3,7 +3,6 @@
 What Redis was made to lose cannot be held against the service. Each rule says what it does not count:
 
 - A job that had ended before Redis came back empty: its result was in Redis alone.
-- A job that was back, and ended, only after its client had stopped looking: an overload had filled the queue.
 - A job whose deadline passed before it could be submitted again: nobody would have done it.
 - A job whose gateway ended between its acceptance and `RESUBMIT_S` after Redis came back with less, when a
   living gateway has submitted it again.
@@ -28,7 +27,6 @@ from service.chaos.journal import (
     Bounds,
     CancelSaid,
     Event,
-    Fault,
     GaveUp,
     Memory,
     Missing,
@@ -36,13 +34,14 @@ from service.chaos.journal import (
     Recorded,
     Rest,
     Stolen,
+    Turned,
     only,
 )
+from service.chaos.recovery import RECOVERY_S, recoveries
 
 GENEROUS_MS = 30_000
 """No outage of a run lasts so long: a job with such a deadline has to be done."""
 REFUSED_SHARE = 0.02
-RECOVERY_S = 2.0
 GROWTH_BYTES = 32 << 20
 WARM_S = 10.0
 KEPT_BYTES = 16 << 10
@@ -88,8 +87,6 @@ class Rules:
             last = max((answer.t for answer in seen.answered[job_id]), default=seen.events[-1].t)
             if seen.result_wiped(job_id, last):
                 self.excused["jobs that had ended before Redis lost their results"] += 1
-            elif seen.came_back(job_id, last):
-                self.excused["jobs that came back after their clients had stopped looking"] += 1
             elif seen.orphaned(accepted):
                 self.excused["jobs whose gateway ended when Redis lost them"] += 1
             elif seen.due_when_lost(accepted):
@@ -182,6 +179,19 @@ class Rules:
             if asked.poison and answer.state == journal.DONE:
                 yield f"{self._seen.name(answer.id)} kills its worker and was said to be done"
 
+    def groundless(self) -> Iterator[str]:
+        """Only poison fails, only its client cancels a job, and no generous deadline is called too short."""
+        for answer in only(self._seen.events, Answered):
+            asked = self._seen.asked[answer.n]
+            failed = answer.state == journal.FAILED and answer.code != "poisoned"
+            cancelled = answer.state == journal.CANCELLED and asked.action != "cancel"
+            refused = answer.code == "deadline_unmeetable" and asked.deadline_ms >= GENEROUS_MS
+            if failed or cancelled or refused:
+                yield f"request {answer.n} ({asked.action}): {answer.state} {answer.code}".rstrip()
+        for turned in only(self._seen.events, Turned):
+            if turned.code == "internal":
+                yield f"request {turned.n} met an internal error"
+
     def expired_early(self) -> Iterator[str]:
         """I7: no job expires before its deadline."""
         seen = self._seen
@@ -265,10 +275,7 @@ class Rules:
             yield f"{event.worker[-8:]} renewed {event.id[:8]} of {event.owner[-8:]}"
 
 
-RULES: tuple[str, ...] = (
-    *("lost", "stuck", "doubled", "changed", "mismatched", "over_limit", "left_over", "falsely_poisoned"),
-    *("expired_early", "revived", "ids_differ", "grown", "crossed", "slow_to_recover", "stolen"),
-)
+RULES = tuple(name for name in vars(Rules) if not name.startswith("_"))
 
 
 def check(events: Sequence[Event]) -> Verdict:
@@ -283,31 +290,3 @@ def check(events: Sequence[Event]) -> Verdict:
     times = [recovery.seconds for recovery in recoveries(evidence)]
     verdict.recoveries, verdict.worst_recovery_s = len(times), max(times, default=0.0)
     return verdict
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """How long it took from the end of a fault to the next job that was done."""
-
-    fault: str
-    seconds: float
-
-
-def recoveries(seen: Evidence) -> list[Recovery]:
-    """For each fault, the time from its end, or from the first open job after it, to the next job done.
-
-    Left out when another fault hit within the time allowed: it is measured at the end of that one.
-    """
-    faults = only(seen.events, Fault)
-    done = [event.t for event in only(seen.events, Recorded) if event.state == journal.DONE]
-    waiting = [event.t for event in only(seen.events, Opened) if event.count]
-    found = []
-    for fault in faults:
-        start = next((t for t in waiting if t >= fault.until), None)
-        end = next((t for t in done if start is not None and t >= start), None)
-        if start is None or end is None:
-            continue
-        others = (other for other in faults if other is not fault and other.until > fault.until)
-        if end - start <= RECOVERY_S or not any(other.t < start + RECOVERY_S for other in others):
-            found.append(Recovery(f"{fault.kind} of {fault.target}", end - start))
-    return found

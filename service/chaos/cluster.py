@@ -41,7 +41,8 @@ class Shape:
     step_s: float = 0.025
     lease_s: float = 1.5
     drain_s: float = 3.0
-    open_jobs: int = 64
+    open_jobs: int = 40
+    """Few enough for an overload to reach it on a fast machine too."""
     result_ttl_s: float = 120.0
     mutant: str = ""
     fsync: str = "always"

@@ -11,12 +11,16 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 LINES = ("read", "begin", "run", "finish", "reply")
 """Where a worker can be killed: after reading an entry, after the attempt began, inside a step, before its
 result is sent, after it was recorded and before the worker knows."""
+
+READ_ENTRY = 6
+"""Which argument of the script `claim` is the entry that was read before."""
 
 
 class Trap:
@@ -43,41 +47,42 @@ def replace(owner: object, name: str, value: object) -> None:
 
 def break_protocol(name: str) -> None:
     """Load the scripts of the mutant `name` instead of the product's."""
-    from redis import Redis
-
     from service.chaos.mutants import MUTANTS, mutated
     from service.jobs import scripts
+    from service.jobs.redis_link import ThreadLink
 
     mutant = MUTANTS[name]
     replace(scripts, "source", mutated(mutant))
     if mutant.no_ack:
-        plain: Any = Redis.xreadgroup
-        replace(Redis, "xreadgroup", lambda *args, **more: plain(*args, noack=True, **more))
+        plain = ThreadLink.call
+
+        def call(link: ThreadLink, *command: Any) -> Any:
+            known = ("NOACK",) if command[0] == "XREADGROUP" else ()
+            return plain(link, *command[:4], *known, *command[4:])
+
+        replace(ThreadLink, "call", call)
 
 
 def set_traps(trap: Trap) -> None:
     """Tell `trap` about each script call of the job protocol."""
-    from redis.commands.core import Script
+    from service.jobs.redis_link import ThreadLink
 
-    from service.jobs import scripts
+    plain = ThreadLink.run_all
 
-    names = {scripts.source(name): name for name in scripts.WORKER}
-    plain = Script.__call__
-
-    def call(script: Script, *args: Any, **more: Any) -> Any:
-        name = names.get(str(script.script), "")
-        if name == "begin":
+    def run_all(link: ThreadLink, name: str, calls: Sequence[Sequence[Any]]) -> list[Any]:
+        # A claim with the entry that a blocking read brought.
+        if name == "claim" and calls[0][READ_ENTRY]:
             trap.passing("read")
         if name == "finish":
             trap.passing("finish")
-        reply = plain(script, *args, **more)
-        if (name in ("claim", "begin") and reply) or (name == "reclaim" and reply[1]):
+        [reply, *_] = replies = plain(link, name, calls)
+        if (name == "claim" and reply) or (name == "reclaim" and reply[1]):
             trap.passing("begin")
         if name == "finish":
             trap.passing("reply")
-        return reply
+        return replies
 
-    replace(Script, "__call__", call)
+    replace(ThreadLink, "run_all", run_all)
 
 
 def slow_steps(seconds: float, trap: Trap) -> None:

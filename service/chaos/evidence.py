@@ -67,12 +67,6 @@ class Evidence:
         ends = [event.t for event in (*self.recorded[job_id], *self.answered[job_id]) if event.t < before]
         return any(self.lost_between(end, before) for end in ends)
 
-    def came_back(self, job_id: str, after: float) -> bool:
-        """Whether Redis lost the job and it came to its end all the same, later than `after`."""
-        accepted = self.accepted[job_id]
-        ends = [record.t for record in self.recorded[job_id] if record.t > after]
-        return any(self.lost_between(accepted.t, end) for end in ends)
-
     def name(self, job_id: str) -> str:
         """A job in words."""
         accepted = self.accepted.get(job_id)

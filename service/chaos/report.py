@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from service.chaos.checker import RECOVERY_S, WARM_S, Verdict
+from service.chaos.checker import WARM_S, Verdict
 from service.chaos.journal import (
     Accepted,
     Answered,
@@ -21,6 +21,7 @@ from service.chaos.journal import (
     Turned,
     only,
 )
+from service.chaos.recovery import RECOVERY_S
 
 LABELS = {
     "lost": "lost",
@@ -31,6 +32,7 @@ LABELS = {
     "over_limit": "open jobs against the limit",
     "left_over": "left over at rest",
     "falsely_poisoned": "poisoned without poison",
+    "groundless": "failed or refused without a cause",
     "expired_early": "expired before the deadline",
     "revived": "cancelled but done",
     "ids_differ": "idempotency mismatches",

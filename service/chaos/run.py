@@ -15,7 +15,7 @@ from service.chaos.journal import Bounds, Event, Journal, Rest, now
 from service.chaos.observer import Observer
 from service.chaos.workload import Burst, Request
 
-_CALM_S = 30.0
+_CALM_S = 60.0
 _REST_PERIOD_S = 0.25
 
 

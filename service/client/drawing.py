@@ -28,7 +28,7 @@ def draw_set(
 ) -> int:
     """Draw what the set lacks; returns how many that were. `on_drawn` hears the pictures of each answer.
 
-    Raises InputError or Unavailable as `Remote` does; what was drawn by then is there.
+    Raises InputError or Unavailable as `Remote` and `PictureSet` do; what was drawn by then is there.
     """
     portions = pictures.missing(portion_size)
     running: set[Future[int]] = set()

@@ -80,9 +80,17 @@ class PictureSet:
             if count:
                 yield Portion(class_id, first, count)
 
-    def save(self, images: Sequence[dict[str, Any]]) -> None:
-        """Write the `images` of an answer. Raises ConfigError when the disk does not take them."""
-        for image in images:
+    def save(self, answer: dict[str, Any]) -> None:
+        """Write the pictures of an answer of `POST /generate`.
+
+        Raises InputError when other weights drew them, ConfigError when the disk does not take them.
+        """
+        if answer["bundle"] != self.plan.bundle:
+            raise InputError(
+                f"the service draws with {answer['bundle']} now, this set was begun with {self.plan.bundle}; "
+                "choose another folder"
+            )
+        for image in answer["images"]:
             path = self._path(int(image["class_id"]), int(image["seed"]))
             write_whole(path, base64.b64decode(image["b64"]))
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import httpx
 
@@ -17,6 +21,7 @@ _ANSWER_TIMEOUT_S = 3700.0  # longer than any job may take
 _CONNECT_TIMEOUT_S = 10.0
 _LONGEST_PAUSE_S = 30.0
 _BUSY = frozenset({429, 502, 503, 504})
+_CONNECTED = ("connection.connect_tcp.complete", "connection.start_tls.complete")
 
 T = TypeVar("T")
 
@@ -24,25 +29,35 @@ T = TypeVar("T")
 class Remote:
     """The service at `url`; safe for several threads. Close it after use.
 
-    A service that is busy, restarting or out of reach is asked again for `patience_s` seconds: then
-    Unavailable. What it refuses is raised as InputError with its own sentence.
+    A service that is busy, restarting or out of reach is asked again for `patience_s` seconds from its first
+    failure on: then Unavailable. What it refuses is raised as InputError with its own sentence.
     """
 
     def __init__(self, url: str, api_key: str | None, *, patience_s: float = 600.0) -> None:
+        if api_key and not (api_key.isascii() and api_key.isprintable()):
+            raise InputError("the API key has characters that no key has, such as a line end")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         timeout = httpx.Timeout(_ANSWER_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
         self.url = url.rstrip("/")
         self._patience_s = patience_s
         self._leaving = threading.Event()
+        self._sockets: WeakSet[socket.socket] = WeakSet()
+        self._sockets_lock = threading.Lock()
+        hooks: dict[str, list[Callable[..., Any]]] = {"request": [self._watch]}
         try:
-            self._http = httpx.Client(base_url=self.url, headers=headers, limits=limits, timeout=timeout)
+            self._http = httpx.Client(
+                base_url=self.url, headers=headers, limits=limits, timeout=timeout, event_hooks=hooks
+            )
         except (httpx.InvalidURL, ValueError) as exc:
             raise InputError(f"--server is {url!r}, which is no address: {exc}") from exc
 
     def close(self) -> None:
         """Give up what is under way: the service cancels it."""
-        self._leaving.set()
+        with self._sockets_lock:
+            self._leaving.set()
+            for one in self._sockets:
+                _hang_up(one)
         self._http.close()
 
     def info(self, model: str | None) -> dict[str, Any]:
@@ -59,13 +74,23 @@ class Remote:
         answer = self._json(lambda: self._http.get("/readyz"))
         return sum(int(worker.get("slots", 1)) for worker in answer["workers"])
 
-    def generate(self, body: dict[str, Any]) -> list[dict[str, Any]]:
-        """The `images` of `POST /generate`."""
-        return list(self._json(lambda: self._http.post("/generate", json=body))["images"])
+    def generate(self, body: dict[str, Any]) -> dict[str, Any]:
+        """`POST /generate`."""
+        return self._json(lambda: self._http.post("/generate", json=body))
+
+    def _watch(self, request: httpx.Request) -> None:
+        request.extensions["trace"] = self._trace
+
+    def _trace(self, event: str, info: dict[str, Any]) -> None:
+        if event in _CONNECTED:
+            connected = info["return_value"].get_extra_info("socket")
+            with self._sockets_lock:
+                self._sockets.add(connected)
+                if self._leaving.is_set():
+                    _hang_up(connected)
 
     def _json(self, ask: Callable[[], httpx.Response]) -> dict[str, Any]:
-        give_up_s = time.monotonic() + self._patience_s
-        failures = 0
+        failures, give_up_s = 0, math.inf
         while True:
             failures += 1
             pause_s = random.uniform(0, min(_LONGEST_PAUSE_S, 0.25 * 2.0 ** min(failures, 10)))
@@ -82,7 +107,10 @@ class Remote:
                 if reply.status_code not in _BUSY:
                     raise InputError(f"{self.url} refused: {problem}")
                 pause_s = max(pause_s, min(_LONGEST_PAUSE_S, _retry_after_s(reply)))
-            if self._leaving.is_set() or time.monotonic() + pause_s > give_up_s:
+            # An answer may be hours away: only what goes wrong tries our patience.
+            now_s = time.monotonic()
+            give_up_s = min(give_up_s, now_s + self._patience_s)
+            if self._leaving.is_set() or now_s + pause_s > give_up_s:
                 raise Unavailable(f"{self.url} did not answer for {self._patience_s:.0f} s: {problem}")
             self._leaving.wait(pause_s)
 
@@ -94,6 +122,12 @@ class Remote:
         if not isinstance(answer, dict):
             raise InputError(f"{self.url} answered with something else than JSON; is it a MaskBit service?")
         return answer
+
+
+def _hang_up(connected: socket.socket) -> None:
+    """End a connection so that a thread that reads from it learns of it; closing alone would not wake it."""
+    with suppress(OSError):
+        connected.shutdown(socket.SHUT_RDWR)
 
 
 def _query(model: str | None) -> dict[str, str]:

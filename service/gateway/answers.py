@@ -109,7 +109,8 @@ class ErrorAnswer(Answer):
 class JobAnswer(Answer):
     """A job: queued, running, done, failed, cancelled or expired.
 
-    `position` is the number of jobs ahead; `eta_ms`, if known, the milliseconds until it may be done at best.
+    `position` is the number of jobs ahead, of which 100 are counted; `eta_ms`, if known, the milliseconds
+    until it may be done at best.
     """
 
     id: str

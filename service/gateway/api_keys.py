@@ -26,6 +26,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_KEYS = 1000
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PREFIX = "maskbit_"
+_LONGEST_FIELD = 24
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 
@@ -149,8 +150,10 @@ def read_compact(text: str) -> list[ApiKey]:
             raise ConfigError(
                 f"API keys: entry {number} of MASKBIT_API_KEYS is not NAME:SHA256[:FIELD=NUMBER]…"
             )
-        fields = dict(field.partition("=")[::2] for field in rest[1:])
-        keys.append(checked(f"entry {number} of MASKBIT_API_KEYS", name, {"sha256": rest[0], **fields}))
+        fields = [("sha256", rest[0]), *(field.partition("=")[::2] for field in rest[1:])]
+        if len(dict(fields)) < len(fields):
+            raise ConfigError(f"API keys: entry {number} of MASKBIT_API_KEYS has a field twice")
+        keys.append(checked(f"entry {number} of MASKBIT_API_KEYS", name, dict(fields)))
     return keys
 
 
@@ -172,5 +175,6 @@ def checked(where: str, name: str, table: object) -> ApiKey:
         problem = exc.errors(include_url=False, include_input=False)[0]
         field = ".".join(map(str, problem["loc"]))
         reason = problem["msg"].removeprefix("Value error, ")
-        # Never the value itself: it may be a key that was written where its digest belongs.
+        # Never the value itself, nor a name as long as a key: it may be one, written in the wrong place.
+        field = field if len(field) <= _LONGEST_FIELD else "a field"
         raise ConfigError(f"API keys: {where}: {field + ': ' if field else ''}{reason}") from None

@@ -47,6 +47,7 @@ def create_app(settings: Settings, bundles: Sequence[Bundle]) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.desk = desk
     responses.install(app)

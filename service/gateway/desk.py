@@ -152,7 +152,7 @@ class Desk:
             return first
         try:
             with self.spans.submit(job.kind, job.id, job.rows) as trace:
-                model, job_id = await self._submit(model, replace(job, trace=trace))
+                model, job_id = await self._submit(model, replace(job, trace=trace) if trace else job)
         except ServiceError:
             await self.allowances.refund(tenant, allowance, images=job.rows)
             raise

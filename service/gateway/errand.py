@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -51,9 +50,9 @@ class Errand:
         events: bool = False,
     ) -> Ticket:
         """`Desk.accept` for caller and model, with what is left of the time. Raises DeadlinePassed too."""
-        left_ms = math.ceil((self._ends_s - _now_s()) * 1000)
+        left_ms = round((self._ends_s - _now_s()) * 1000)
         if left_ms < 1:
-            raise DeadlinePassed("the deadline passed while the pictures of the request were read")
+            raise DeadlinePassed("the deadline passed before the request could be queued")
         return await self.desk.accept(
             self.model,
             self.caller,

@@ -22,7 +22,9 @@ T = TypeVar("T")
 
 Token = Annotated[str, Field(max_length=64)]
 Index = Annotated[int, Field(ge=0, le=(1 << 31) - 1)]
-Rows = Annotated[list[Annotated[list[T], Field(max_length=MAX_SIDE)]], Field(max_length=MAX_SIDE)]
+# Only the first error is ever told; one for each wrong token would cost a second of everybody's time.
+_SIDE: Any = Field(max_length=MAX_SIDE, fail_fast=True)
+Rows = Annotated[list[Annotated[list[T], _SIDE]], _SIDE]
 Sides = Annotated[list[Annotated[int, Field(ge=1, le=MAX_SIDE)]], Field(min_length=2, max_length=2)]
 
 FIT_MEANING = "how pictures become square: crop keeps the centre, pad adds a margin, stretch distorts"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from service.errors import ServiceError
+from service.errors import ServiceError, Unavailable
 from service.gateway.desk import Desk, Ticket
 from service.gateway.offer import Offer
 from service.gateway.rendering import image_answer, pictures_of, usage_of
@@ -55,18 +56,26 @@ async def _progress(ticket: Ticket, after: str) -> AsyncIterator[JobEvent]:
             watched: tuple[asyncio.Future[Any], ...] = (ticket.outcome, upcoming)
             done, _ = await asyncio.wait(watched, timeout=PING_S, return_when=asyncio.FIRST_COMPLETED)
             if upcoming in done:
-                event_id, text = upcoming.result()
+                after, text = upcoming.result()
                 upcoming = None
-                message = json.loads(text)
-                yield JobEvent(message["event"], message["data"], event_id)
+                yield _told(after, text)
             elif done:
-                return
+                break
             else:
                 yield JobEvent("ping", None)
     finally:
         if upcoming is not None:
             upcoming.cancel()
             await asyncio.gather(upcoming, return_exceptions=True)
+    # A job may be faster than the looks at its events.
+    with suppress(Unavailable):
+        for event_id, text in await ticket.model.jobs.rest_of_events(ticket.id, after):
+            yield _told(event_id, text)
+
+
+def _told(event_id: str, text: bytes) -> JobEvent:
+    message = json.loads(text)
+    return JobEvent(message["event"], message["data"], event_id)
 
 
 def _result(offer: Offer, view: JobView) -> Iterator[JobEvent]:

@@ -19,27 +19,37 @@ class ImagesBody(Body):
     """`POST /v1/images/generations`.
 
     What a client may send but a model without text, transparency or moderation cannot vary is accepted with
-    the values that change nothing. `seed`, `steps` and `guidance_scale` go beyond OpenAI's fields.
+    the values that change nothing, and null is the default as it is there. `seed`, `steps` and
+    `guidance_scale` go beyond OpenAI's fields.
     """
 
     prompt: str = Field(min_length=1, max_length=200, description="the name or the number of a class")
-    n: int = Field(1, ge=1, le=1024)
-    size: str = Field("auto", max_length=20, description="auto, or the model's own size, such as 64x64")
-    response_format: Literal["b64_json"] = Field("b64_json", description="pictures are never kept at a URL")
-    output_format: PictureFormat = "png"
+    n: int | None = Field(1, ge=1, le=1024)
+    size: str | None = Field(
+        "auto", max_length=20, description="auto, or the model's own size, such as 64x64"
+    )
+    response_format: Literal["b64_json"] | None = Field(
+        "b64_json", description="pictures are never kept at a URL"
+    )
+    output_format: PictureFormat | None = "png"
     stream: bool | None = Field(None, description="answer with Server-Sent Events; needs n = 1")
-    partial_images: int = Field(
+    partial_images: int | None = Field(
         0, ge=0, le=MAX_PARTIAL_IMAGES, description="with stream: previews on the way"
     )
-    background: Literal["auto", "opaque"] = "auto"
-    moderation: Literal["auto", "low"] = "auto"
-    quality: Literal["auto", "standard"] = "auto"
+    background: Literal["auto", "opaque"] | None = "auto"
+    moderation: Literal["auto", "low"] | None = "auto"
+    quality: Literal["auto", "standard"] | None = "auto"
     user: str | None = Field(None, max_length=1000, description="not used")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="as in POST /generate")
     steps: int | None = Field(None, ge=1, description="as in POST /generate")
     guidance_scale: float | None = Field(
         None, ge=0, le=MAX_GUIDANCE_SCALE, description="as in POST /generate"
     )
+
+    @property
+    def file_format(self) -> PictureFormat:
+        """Of the finished pictures."""
+        return self.output_format or "png"
 
     def drawing(self, offer: Offer) -> GenerateBody:
         """The same wish as a body of `POST /generate`. Raises InvalidRequest."""
@@ -50,8 +60,8 @@ class ImagesBody(Body):
             {name: value for name, value in wanted.items() if value is not None}
             | {
                 "class_id": self._class_id(offer),
-                "n": self.n,
-                "format": self.output_format,
+                "n": self.n or 1,
+                "format": self.file_format,
                 "stream": bool(self.stream),
                 # So many steps apart that no more previews than wanted come before the last step.
                 "preview_every": -(-steps // (self.partial_images + 1)) if self.partial_images else 0,
@@ -61,12 +71,12 @@ class ImagesBody(Body):
 
     def _check(self, offer: Offer) -> None:
         own_size = size_of(offer)
-        if self.size not in ("auto", own_size):
+        if self.size not in (None, "auto", own_size):
             raise InvalidRequest(
                 f"size is {self.size!r}; the model {offer.model} draws {own_size}, so allowed are auto "
                 f"and {own_size}"
             )
-        if self.stream and self.n > 1:
+        if self.stream and (self.n or 1) > 1:
             raise InvalidRequest(f"n is {self.n} with stream; a stream carries one picture")
         if self.partial_images and not self.stream:
             raise InvalidRequest(f"partial_images is {self.partial_images} without stream")

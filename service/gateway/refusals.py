@@ -28,8 +28,9 @@ def refusal(errors: Sequence[Mapping[str, Any]]) -> str:
         word, bound = ("least", "min_length") if kind == "too_short" else ("most", "max_length")
         got, allowed = len(error["input"]), error["ctx"][bound]
         return f"{place} is a list of {got}; it should have at {word} {allowed} items"
-    wanted = text.removeprefix("Input ").removeprefix("should be ").removeprefix("Value ")
-    return f"{place or 'the body'} is {shorten(error['input'])}; it should be {wanted}"
+    # "Input should be …" or "String should have …".
+    wanted = text[text.find("should ") :]
+    return f"{place or 'the body'} is {shorten(error['input'])}; it {wanted}"
 
 
 def shorten(value: object) -> str:

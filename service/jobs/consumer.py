@@ -4,15 +4,14 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from redis.exceptions import RedisError
 
-from service.jobs import scripts
-from service.jobs.job import DONE, ERROR, ClaimedJob, QueueLimits
+from service.jobs.job import DONE, ERROR, ClaimedJob, Ending, QueueLimits
 from service.jobs.keys import GROUP, Keys
-from service.jobs.redis_link import BLOCK_MAX_S, backoff_s, connect, describe, is_transient
+from service.jobs.redis_link import BLOCK_MAX_S, ThreadLink, backoff_s, describe, is_transient
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -32,18 +31,18 @@ class Consumer:
     """
 
     def __init__(self, url: str, keys: Keys, worker_id: str, limits: QueueLimits) -> None:
-        self._redis = connect(url, name=worker_id)
+        self._link = ThreadLink(url, keys.shared, worker_id)
         self._keys = keys
         self._limits = limits
         self.worker_id = worker_id
         self._hint_key = keys.hint(worker_id)
-        self._scripts = {name: self._redis.register_script(scripts.source(name)) for name in scripts.WORKER}
         self._held: dict[str, ClaimedJob] = {}
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._failures = 0
         self._turn = 0
         self._doubt: set[tuple[str, ...]] = set()
+        self._quiet: set[tuple[str, ...]] = set()
         self._cursors = dict.fromkeys(keys.queues, b"0-0")
         self._hint_seen = b"0-0"
 
@@ -59,13 +58,13 @@ class Consumer:
             return list(self._held.values())
 
     def interrupt(self) -> None:
-        """Stop waiting for a Redis that is away: calls in other threads return soon, unfinished."""
+        """Stop waiting for a Redis that is away: such calls in other threads return soon, unfinished."""
         self._closing.set()
 
     def close(self) -> None:
         """Drop the connections, once no other thread uses them any more."""
         self.interrupt()
-        self._redis.close()
+        self._link.close()
 
     def claim(self, *, generate: bool, codec: bool, block_s: float) -> ClaimedJob | None:
         """The next job, begun; waits up to `block_s` (5 s at most) when there is none."""
@@ -80,16 +79,23 @@ class Consumer:
         queues = self._order(generate, codec)
         if not queues:
             return []
+        marker = tuple(sorted(queues))
         deadline = time.monotonic() + min(block_s, BLOCK_MAX_S)
         try:
-            jobs = self._claim_now(queues, limit)
+            jobs = [] if block_s and marker in self._quiet else self._claim_now(queues, limit)
             remaining_ms = int((deadline - time.monotonic()) * 1000)
             if not jobs and remaining_ms > 0:
-                jobs = self._claim_blocking(queues, remaining_ms)
+                jobs = self._claim_blocking(queues, limit, remaining_ms)
         except (RedisError, OSError) as error:
-            self._doubt.add(tuple(sorted(queues)))
+            self._doubt.add(marker)
+            self._quiet.discard(marker)
             self._trouble(error, within_s=deadline - time.monotonic())
             return []
+        # When there was room for more than one job and no more came, the next one has to be waited for.
+        if len(jobs) == 1 and jobs[0].rows < limit:
+            self._quiet.add(marker)
+        else:
+            self._quiet.discard(marker)
         return jobs
 
     def _order(self, generate: bool, codec: bool) -> list[str]:
@@ -100,41 +106,29 @@ class Consumer:
             queues += pair if self._turn % _BULK_EVERY else reversed(pair)
         return queues
 
-    def _claim_now(self, queues: list[str], limit: int) -> list[ClaimedJob]:
+    def _claim_now(
+        self, queues: list[str], limit: int, read: tuple[bytes, bytes, bytes] = (b"", b"", b"")
+    ) -> list[ClaimedJob]:
         marker = tuple(sorted(queues))
         doubt = marker in self._doubt
         known = [job.id for job in self.held] if doubt else []
-        head = (self.worker_id, self._hint_key, int(doubt), limit, len(queues))
+        head = (self.worker_id, self._hint_key, int(doubt), limit, len(queues), *read)
         jobs = [self._take(reply) for reply in self._run("claim", *head, *queues, *known)]
         # More answers may have been lost than were asked for now.
         if sum(job.rows for job in jobs) < limit:
             self._doubt.discard(marker)
         return jobs
 
-    def _claim_blocking(self, queues: list[str], block_ms: int) -> list[ClaimedJob]:
-        streams: Any = dict.fromkeys(queues, ">")
-        reply: Any = self._redis.xreadgroup(GROUP, self.worker_id, streams, count=1, block=block_ms)
+    def _claim_blocking(self, queues: list[str], limit: int, block_ms: int) -> list[ClaimedJob]:
+        ids = (">" for _ in queues)
+        options = ("COUNT", 1, "BLOCK", block_ms, "STREAMS")
+        reply = self._link.call("XREADGROUP", "GROUP", GROUP, self.worker_id, *options, *queues, *ids)
         self._failures = 0
-        jobs: list[ClaimedJob] = []
-        for queue, entries in reply or []:
-            for entry, fields in entries:
-                job_id = fields[b"id"]
-                # COUNT holds for each stream: what comes beyond one job goes back.
-                if jobs:
-                    self._give_back(job_id, queue, entry, queues)
-                    continue
-                reply = self._run("begin", self.worker_id, self._hint_key, queue, entry, job_id)
-                if reply:
-                    jobs.append(self._take(reply))
-        return jobs
-
-    def _give_back(self, job_id: bytes, queue: bytes, entry: bytes, queues: list[str]) -> None:
-        try:
+        found = [(queue, entry, fields[1]) for queue, entries in reply or () for entry, fields in entries]
+        # COUNT holds for each stream: what comes beyond one job goes back, to be claimed below if it fits.
+        for queue, entry, job_id in found[1:]:
             self._run("release", job_id, self.worker_id, queue, entry)
-        except (RedisError, OSError) as error:
-            # The job begun beside it must not get lost with this error; the next claim finds this one.
-            self._doubt.add(tuple(sorted(queues)))
-            self._trouble(error)
+        return self._claim_now(queues, limit, found[0]) if found else []
 
     def reclaim(self) -> ClaimedJob | None:
         """One job whose worker was silent for a lease, begun here to run alone; to be called each lease/2."""
@@ -166,20 +160,31 @@ class Consumer:
 
     def finish(self, job: ClaimedJob, result: bytes) -> bool:
         """Record a result; False when it came too late (the job is terminal already) or Redis stayed away."""
-        if len(result) > self._limits.result_bytes:
-            size = f"the result has {len(result)} bytes, allowed are {self._limits.result_bytes}"
-            return self.fail(job, "result_too_large", size)
-        return self._settle(job, DONE, result, "", "")
+        return self.settle([Ending(job, result)])[0]
 
     def fail(self, job: ClaimedJob, code: str, message: str) -> bool:
         """Record an error; False when the attempt is not the current one, or as for `finish`."""
-        return self._settle(job, ERROR, b"", code, message)
+        return self.settle([Ending(job, error_code=code, error_message=message)])[0]
 
-    def _settle(self, job: ClaimedJob, state: str, result: bytes, code: str, message: str) -> bool:
-        parts = (job.id, self.worker_id, job.attempt, state, result, code, message)
-        reply = self._patiently(lambda: self._run("finish", *parts))
-        self._let_go(job.id)
-        return bool(reply)
+    def settle(self, endings: Sequence[Ending]) -> list[bool]:
+        """Record results and errors together, as `finish` and `fail` do."""
+        calls = [self._finish_args(self._bounded(one)) for one in endings]
+        replies = self._patiently(lambda: self._run_all("finish", calls))
+        for one in endings:
+            self._let_go(one.job.id)
+        return [bool(reply) for reply in replies or [0] * len(endings)]
+
+    def _bounded(self, ending: Ending) -> Ending:
+        got, allowed = len(ending.result), self._limits.result_bytes
+        if got <= allowed:
+            return ending
+        size = f"the result has {got} bytes, allowed are {allowed}"
+        return Ending(ending.job, error_code="result_too_large", error_message=size)
+
+    def _finish_args(self, ending: Ending) -> tuple[str | bytes | int, ...]:
+        job, state = ending.job, ERROR if ending.error_code else DONE
+        outcome = (ending.result, ending.error_code, ending.error_message)
+        return (job.id, self.worker_id, job.attempt, state, *outcome)
 
     def release(self, job: ClaimedJob) -> None:
         """Give a job back uncounted; another worker takes it at once."""
@@ -190,7 +195,7 @@ class Consumer:
         """Tell the followers of a job about its progress; lost when Redis is away."""
         key = self._keys.events(job_id)
         try:
-            with self._redis.pipeline(transaction=False) as pipe:
+            with self._link.redis.pipeline(transaction=False) as pipe:
                 pipe.xadd(key, {"event": event}, maxlen=_EVENTS_KEPT, approximate=False)
                 pipe.pexpire(key, _EVENTS_TTL_MS)
                 pipe.execute()
@@ -201,7 +206,7 @@ class Consumer:
         """Ids to stop: cancelled or past their deadline. Waits `block_s` (5 s at most) for the first."""
         block_ms = max(1, int(min(block_s, BLOCK_MAX_S) * 1000))
         try:
-            reply: Any = self._redis.xread({self._hint_key: self._hint_seen}, count=100, block=block_ms)
+            reply: Any = self._link.redis.xread({self._hint_key: self._hint_seen}, count=100, block=block_ms)
         except (RedisError, OSError) as error:
             self._trouble(error, within_s=block_s)
             return []
@@ -223,9 +228,9 @@ class Consumer:
     def unblock(self) -> None:
         """End the blocking reads of this worker's other threads as if their time were over."""
         try:
-            for client in self._redis.client_list():
+            for client in self._link.redis.client_list():
                 if client["name"] == self.worker_id and "b" in client["flags"]:
-                    self._redis.client_unblock(int(client["id"]))
+                    self._link.redis.client_unblock(int(client["id"]))
         except (RedisError, OSError) as error:
             # Not every Redis allows it; the reads then end by themselves.
             _log.debug("blocking reads go on: %s", describe(error))
@@ -249,9 +254,12 @@ class Consumer:
             self._trouble(error)
 
     def _run(self, name: str, *args: Any) -> Any:
-        reply = self._scripts[name](keys=self._keys.shared, args=args)
+        return self._run_all(name, [args])[0]
+
+    def _run_all(self, name: str, calls: Sequence[Sequence[Any]]) -> list[Any]:
+        replies = self._link.run_all(name, calls)
         self._failures = 0
-        return reply
+        return replies
 
     def _take(self, reply: Any) -> ClaimedJob:
         job_id, kind, queue, entry, attempts, solo, payload, rows, deadline, left_ms, events, trace, age = (
@@ -294,12 +302,16 @@ class Consumer:
     def _patiently(self, call: Callable[[], _T]) -> _T | None:
         """For calls that may be repeated: try until Redis answers, a minute at most."""
         give_up = time.monotonic() + _PATIENCE_S
-        while not self._closing.is_set():
+        # Whoever closes does not wait for a Redis that is away; one that answers still gets everything.
+        while self.available or not self._closing.is_set():
             try:
-                return call()
+                reply = call()
             except (RedisError, OSError) as error:
                 if time.monotonic() > give_up:
                     _log.error("gave up after %.0f s without Redis: %s", _PATIENCE_S, describe(error))
                     return None
                 self._trouble(error, within_s=2.0)
+            else:
+                self._failures = 0
+                return reply
         return None

@@ -39,6 +39,12 @@ class EventTail:
         finally:
             self._followers.discard(follower)
 
+    async def rest(self, key: str, last_id: str) -> list[tuple[str, bytes]]:
+        """(id, event) of what is there after `last_id`. Raises Unavailable."""
+        redis = self._link.redis
+        entries: Any = await self._link.call(lambda: redis.xrange(key, min=f"({last_id}"))
+        return [(entry.decode(), fields[b"event"]) for entry, fields in entries]
+
     async def close(self) -> None:
         """Stop looking."""
         if self._task is not None:

@@ -100,6 +100,16 @@ class ClaimedJob:
 
 
 @dataclass(frozen=True)
+class Ending:
+    """How an attempt ended: with a result or, if `error_code` is set, an error."""
+
+    job: ClaimedJob
+    result: bytes = b""
+    error_code: str = ""
+    error_message: str = ""
+
+
+@dataclass(frozen=True)
 class JobView:
     """A job as its submitter sees it. Times are ms since the epoch by the clock of Redis, 0 if not yet."""
 
@@ -108,7 +118,7 @@ class JobView:
     state: str
     tenant: str
     position: int | None
-    """Jobs ahead of it in its queue, None unless it is queued."""
+    """Jobs ahead of it in its queue, of which 100 are counted; None unless it is queued."""
     result: bytes | None
     error_code: str | None
     error_message: str | None

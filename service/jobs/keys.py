@@ -62,7 +62,7 @@ class Keys:
 
         The last one is the prefix of the job hashes; names that belong to one job travel inside its hash.
         """
-        names = ("open", "res", "gone", "released", "dead", "waiting", "workers", "closed", "j:")
+        names = ("open", "res", "gone", "released", "dead", "waiting", "workers", "closed", "owed", "j:")
         return (*self.queues, *(self._name(name) for name in names))
 
     @property

@@ -6,7 +6,7 @@ trace. Pictures travel as raw RGB bytes, token grids as little-endian int32.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgpack
@@ -29,7 +29,7 @@ class Payload:
 
     def pack(self) -> bytes:
         """Bytes for the queue."""
-        packed: bytes = msgpack.packb(asdict(self))
+        packed: bytes = msgpack.packb(vars(self), default=vars)
         return packed
 
     @classmethod

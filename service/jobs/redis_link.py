@@ -1,10 +1,13 @@
 """Connections to Redis: no retries behind our back, and its errors told apart."""
 
 import asyncio
+import logging
 import random
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
+import hiredis
 from redis import Redis
 from redis import asyncio as aioredis
 from redis.asyncio.retry import Retry as AsyncRetry
@@ -17,6 +20,8 @@ from redis.retry import Retry
 from service.errors import Unavailable
 from service.jobs import scripts
 from service.jobs.line import Line
+
+_log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -87,6 +92,63 @@ def open_line(url: str, timeout_s: float = _BLOCKING_TIMEOUT_S) -> Line:
     return Line(pool.make_connection(), timeout_s)
 
 
+class ThreadLink:
+    """Calls of a worker, by any of its threads: each has a connection of its own, called `name` in Redis.
+
+    `keys` are the KEYS of all scripts. Trouble with Redis is raised as it comes: RedisError, OSError.
+    """
+
+    def __init__(self, url: str, keys: Sequence[str], name: str) -> None:
+        self.redis = connect(url, name=name)
+        self._keys = keys
+        self._mine = threading.local()
+
+    def close(self) -> None:
+        """Drop the connections, once no thread uses them any more."""
+        self.redis.close()
+
+    def run_all(self, name: str, calls: Sequence[Sequence[Any]]) -> list[Any]:
+        """Run the script `name` several times in one round trip; the first error is raised at the end."""
+        head = (len(self._keys), *self._keys)
+        try:
+            return self._exchange([("EVALSHA", scripts.digest(name), *head, *args) for args in calls])
+        except NoScriptError:
+            return self._exchange([("EVAL", scripts.source(name), *head, *args) for args in calls])
+
+    def call(self, *command: Any) -> Any:
+        """Any other command; the answer is raw."""
+        return self._exchange([command])[0]
+
+    def _exchange(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        connection = self._connection()
+        connection.send_packed_command([hiredis.pack_command(one) for one in commands], check_health=False)
+        replies, error = [], None
+        for _ in commands:
+            try:
+                replies.append(connection.read_response())
+            except ResponseError as exc:
+                error = error or exc
+        if error is not None:
+            raise error
+        return replies
+
+    def _connection(self) -> Any:
+        """This thread's connection, ready to send."""
+        connection = getattr(self._mine, "connection", None)
+        if connection is None:
+            connection = self._mine.connection = self.redis.connection_pool.get_connection()
+            return connection
+        connection.connect()
+        try:
+            broken = connection.can_read(timeout=0)
+        except (RedisError, OSError):
+            broken = True
+        if broken:
+            connection.disconnect()
+            connection.connect()
+        return connection
+
+
 class AsyncLink:
     """Calls of a gateway; `keys` are the KEYS of all its scripts, which share one connection.
 
@@ -138,6 +200,7 @@ class AsyncLink:
                     raise
                 failures += 1
                 if failures == _CALL_TRIES or not _in_doubt(error):
-                    message = f"the job queue does not answer ({describe(error)})"
-                    raise Unavailable(message, retry_after_s=2.0) from error
+                    # The client need not know where Redis is.
+                    _log.info("a call is given up: %s", describe(error))
+                    raise Unavailable("the job queue does not answer", retry_after_s=2.0) from error
             await asyncio.sleep(backoff_s(failures))

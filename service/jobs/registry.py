@@ -50,8 +50,14 @@ class Registry:
 
     async def remove(self, name: str, revision: str) -> None:
         """Forget a revision."""
-        await self._link.call(lambda: self._link.redis.zrem(revisions_of(name), revision))
-        await self._link.call(lambda: self._link.redis.hdel(manifests_of(name), revision))
+        await self._link.call(lambda: self._remove(name, revision))
+
+    async def _remove(self, name: str, revision: str) -> None:
+        # In one step: a worker that enters it again meanwhile must not be left without the manifest.
+        async with self._link.redis.pipeline() as pipe:
+            pipe.zrem(revisions_of(name), revision)
+            pipe.hdel(manifests_of(name), revision)
+            await pipe.execute()
 
     async def close(self) -> None:
         """Drop the connections."""

@@ -6,7 +6,6 @@ from importlib import resources
 
 _PRELUDES = {
     "claim": ("common", "terminate", "attempt"),
-    "begin": ("common", "terminate", "attempt"),
     "reclaim": ("common", "terminate", "attempt"),
     "finish": ("common", "terminate"),
     "cancel": ("common", "terminate"),
@@ -17,7 +16,7 @@ _PRELUDES = {
 }
 
 GATEWAY = ("submit", "cancel", "sweep", "view", "states", "forget", "depth", "door", "first", "dissolve")
-WORKER = ("claim", "begin", "reclaim", "beat", "finish", "release", "announce", "leave", "retire")
+WORKER = ("claim", "reclaim", "beat", "finish", "release", "announce", "leave", "retire")
 
 
 @cache

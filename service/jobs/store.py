@@ -5,7 +5,7 @@ import json
 import logging
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from service.errors import (
@@ -124,7 +124,8 @@ class JobStore:
         fields = (job.kind, job.tenant, job.fingerprint, job.payload, job.rows, job.cost, job.trace, *flags)
         ttl_ms = int(limits.result_ttl_s * 1000)
         bounds = (deadline_ms, ttl_ms, limits.open_jobs, self._tenant_jobs(job), limits.results)
-        return await self._link.run("submit", *names, *fields, *bounds, *astuple(forecast))
+        foreseen = (forecast.run_ms, forecast.at_once, forecast.rows_per_ms)
+        return await self._link.run("submit", *names, *fields, *bounds, *foreseen)
 
     def _tenant_jobs(self, job: NewJob) -> int:
         return self._limits.tenant_jobs if job.tenant_jobs is None else job.tenant_jobs
@@ -218,6 +219,10 @@ class JobStore:
         """(id, event) after `last_event_id`, without end: the caller stops when the job is terminal."""
         return self._tail.follow(self._keys.events(job_id), last_event_id)
 
+    async def rest_of_events(self, job_id: str, last_event_id: str) -> list[tuple[str, bytes]]:
+        """The events after `last_event_id` of a job that is terminal. Raises Unavailable."""
+        return await self._tail.rest(self._keys.events(job_id), last_event_id)
+
     async def depth(self) -> Depth:
         """How full the queues are."""
         queues, open_jobs, results = await self._link.run("depth")
@@ -256,7 +261,9 @@ class JobStore:
         try:
             view = await self._view(job_id, own.job.tenant if own else "")
         except (NotFound, ResultExpired) as error:
-            self._reject(job_id, error)
+            # What Redis has lost just now comes again.
+            if own is None or isinstance(error, ResultExpired):
+                self._reject(job_id, error)
             return
         if view.terminal:
             self._resolve(view)
@@ -298,9 +305,10 @@ class JobStore:
     def _receive(self, note: dict[str, Any]) -> None:
         view = JobView.from_fields(note["id"].decode(), note)
         if view.state == DONE and view.result is None:
-            self._open.pop(view.id, None)
             if view.id in self._waits:
                 self._link.spawn(self._look_or_later(view.id))
+            else:
+                self._open.pop(view.id, None)
         else:
             self._resolve(view)
 
@@ -357,7 +365,7 @@ class JobStore:
         try:
             self._verdict(job, await self._send(job, remaining_ms, Forecast(), again=True), Speed())
             _log.warning("Redis had lost job %s, it is queued again", job.id)
-        except (QueueFull, TenantLimit) as error:
+        except QueueFull as error:
             _log.warning("Redis had lost job %s, to be queued again later: %s", job.id, error)
 
     def _give_up_late(self) -> None:

@@ -27,8 +27,8 @@ class Meter:
         self._observer = observer
         self._clock = clock
         self._most_images = most_images
-        self._steps = Pace(most_rows)
-        self._codec = Pace(most_images)
+        self._steps = Pace(most_rows, clock)
+        self._codec = Pace(most_images, clock)
 
     @contextmanager
     def call(self, stage: Stage, tasks: Sequence[Task], amount: int, bucket: int) -> Iterator[None]:
@@ -45,7 +45,7 @@ class Meter:
         self._observer.worked(stage, tasks, amount, began_ns, time.time_ns())
 
     def speed(self) -> dict[str, float | None]:
-        """What a worker announces, see `service.jobs.speed`; None for what was not measured yet."""
+        """What a worker announces, see `service.jobs.speed`; None for what was not measured lately."""
         return {
             "rows_per_s": self._steps.per_s,
             "step_s": self._steps.call_s,

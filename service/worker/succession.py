@@ -9,12 +9,14 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import queue
 import socket
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from redis.exceptions import RedisError
@@ -87,7 +89,8 @@ class Succession:
         self._stopping = False
         self._loading = False
         self._winding_up = False
-        self._wake = threading.Event()
+        # Not an Event, which a signal handler must not set while the same thread waits for it.
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         bundle = open_bundle(settings.bundle)
         self._watch = BundleWatch(settings.bundle, bundle)
         self._reigns = [Reign(bundle, self._load(bundle))]
@@ -98,27 +101,30 @@ class Succession:
         if self._loading:
             # `run` is busy for a while.
             self._wind_up()
-        self._wake.set()
+        self._wake.put(None)
 
     def look_now(self) -> None:
         """Look for a new revision at once. Safe in a signal handler."""
         self._asked = True
-        self._wake.set()
+        self._wake.put(None)
 
     def run(self) -> None:
         """Serve; raises what broke a worker."""
-        self._reigns[0].begin(self._wake.set)
+        self._reigns[0].begin(self._reign_ended)
         while self._reigns:
             self._make_known()
             if self._stopping:
                 self._wind_up()
-            self._wake.wait(LOOK_S)
-            self._wake.clear()
+            with suppress(queue.Empty):
+                self._wake.get(timeout=LOOK_S)
             if self._bury():
                 _free_memory()
             if not self._stopping and len(self._reigns) < MOST:
                 self._look()
         self._redis.close()
+
+    def _reign_ended(self) -> None:
+        self._wake.put(None)
 
     def _load(self, bundle: Bundle) -> Worker:
         """A worker whose weights are loaded and warm."""
@@ -167,7 +173,7 @@ class Succession:
         if not self._stopping:
             self._watch.current = bundle
             self._reigns.append(reign)
-            reign.begin(self._wake.set)
+            reign.begin(self._reign_ended)
 
     def _make_known(self) -> None:
         """Keep all revisions in the registry; once the newest is there, the other gives way to it."""

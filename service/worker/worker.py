@@ -1,8 +1,8 @@
 """A worker process: claims jobs, feeds the engine, writes results, keeps its leases alive, drains on SIGTERM.
 
-Threads, each with one task: the engine (the main thread), two that claim, beat, hints, progress, and a pool
-that encodes pictures and finishes jobs. Whatever fails in one of them ends the process, and the queue gives
-its jobs to another worker.
+Threads, each with one task: the engine (whoever calls `run`), two that claim, beat, hints, progress, and
+those of the finisher, which encodes pictures and records results. Whatever fails in one of them ends the
+process, and the queue gives its jobs to another worker.
 """
 
 from __future__ import annotations
@@ -15,26 +15,22 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
-
-import numpy as np
 
 from models.bundle import Bundle
 from models.errors import MaskBitError
 from models.runtime.base import Pixels, Runtime
-from models.schedule import forward_passes
 from service.errors import JobFailed, ServiceError
 from service.jobs.consumer import Consumer
 from service.jobs.job import ClaimedJob
-from service.jobs.payloads import DetokenizeJob, GenerateJob, Pictures, TokenGrids, TokenizeJob
+from service.jobs.payloads import DetokenizeJob, GenerateJob, TokenizeJob
 from service.logs import of_job
-from service.pictures import npy_file, picture_file, tokens_file
+from service.pictures import picture_file
 from service.telemetry import WorkerMetrics
 from service.worker.engine import Engine
+from service.worker.finisher import Finished, Finisher
 from service.worker.scheduler import Row, SlotTable
 from service.worker.task import NoObserver, Observer, Task
 
@@ -49,13 +45,12 @@ CLAIM_BLOCK_S = 1.0
 IDLE_WAIT_S = 1.0
 PROGRESS_BACKLOG = 256  # progress messages that wait to be sent; more are lost
 UNBLOCK_EVERY_S = 0.02
-FINISHERS = 2
 PATIENCE_S = 5.0  # for a Redis that is away when the worker ends
 # A turn hangs when it takes longer than both; the process then ends, and the queue redelivers its jobs.
 STALL_FLOOR_S = 60.0
 STALL_FACTOR = 5  # times the longest turn so far
 STALLED = 3  # exit code
-QUIET_BEATS = 2
+QUIET_S = 3.0  # by then gateways have submitted again what Redis lost
 
 
 Progress = tuple[str, dict[str, Any], Pixels | None]
@@ -101,15 +96,16 @@ class Worker:
         self._jobs: dict[str, ClaimedJob] = {}
         self._stopping = threading.Event()
         self._leaving = threading.Event()
-        self._quiet_beats = 0
+        self._quiet_since_s = float("inf")
         self._ended = threading.Event()
         self._crash: BaseException | None = None
         self._progress: queue.Queue[Progress | None] = queue.Queue(PROGRESS_BACKLOG)
-        self._finishers = ThreadPoolExecutor(FINISHERS, "finish")
+        self._finisher = Finisher(consumer, self._observer, self._guard)
 
     def run(self) -> None:
         """Work until `stop`; raises what broke a thread."""
         self._announce()
+        self._finisher.start()
         claimers = [self._start_thread(loop) for loop in (self._claim_pictures, self._claim_codec)]
         helpers = [self._start_thread(loop) for loop in (self._beat, self._hints, self._send_progress)]
         self._guard(self._draw)
@@ -123,7 +119,7 @@ class Worker:
         # lease ends, and it is run alone elsewhere.
         if self._crash is None:
             self._release_rest()
-        self._finishers.shutdown()
+        self._finisher.close()
         self._ended.set()
         with suppress(queue.Full):
             self._progress.put_nowait(None)
@@ -167,10 +163,11 @@ class Worker:
         return self._leaving.is_set()
 
     def _step_back(self) -> None:
-        """Stop when nothing is open at two beats: a job that Redis lost comes again between them."""
+        """Stop when nothing has been open for a while: a job that Redis lost comes again within it."""
+        now = time.monotonic()
         quiet = self.consumer.leave() == 0
-        self._quiet_beats = self._quiet_beats + 1 if quiet else 0
-        if self._quiet_beats == QUIET_BEATS:
+        self._quiet_since_s = min(self._quiet_since_s, now) if quiet else float("inf")
+        if now - self._quiet_since_s >= QUIET_S:
             self.stop()
 
     def _announce(self) -> None:
@@ -220,7 +217,8 @@ class Worker:
         if self._stopping.is_set():
             self.consumer.release(job)
             return
-        known = job.id in self._jobs
+        # In one step: two threads may find the same job at the same time.
+        known = self._jobs.setdefault(job.id, job) is not job
         self._jobs[job.id] = job
         if known:
             return
@@ -233,7 +231,7 @@ class Worker:
             request = REQUESTS[job.kind].unpack(job.payload)
         except ServiceError as exc:
             del self._jobs[job.id]
-            self._later(partial(self._fail, job, exc))
+            self._finisher.add(Finished(job, error=exc))
             return
         self.engine.submit(Task(job.id, request, solo=job.solo, deadline_s=job.deadline_s, trace=job.trace))
 
@@ -310,63 +308,14 @@ class Worker:
             log.debug("progress of %s was left out", task.id)
 
     def completed(self, task: Task) -> None:
-        """Encode and finish in the pool."""
+        """Encode and record, in the finisher's threads."""
         job = self._jobs.pop(task.id, None)
         if job is not None:
             compute_ms = (time.monotonic() - task.started_s) * 1000
-            self._later(partial(self._finish, job, task, compute_ms))
+            self._finisher.add(Finished(job, task, compute_ms))
 
     def failed(self, task: Task, error: MaskBitError) -> None:
         """Record the error."""
         job = self._jobs.pop(task.id, None)
         if job is not None:
-            self._later(partial(self._fail, job, error))
-
-    def _later(self, work: Callable[[], None]) -> None:
-        """Do `work` in the pool; what it raises ends the worker like an error in any of its threads."""
-        self._finishers.submit(self._guard, work)
-
-    # -- the pool --------------------------------------------------------------------------------------------
-
-    def _finish(self, job: ClaimedJob, task: Task, compute_ms: float) -> None:
-        began_ns = time.time_ns()
-        try:
-            result = result_of(task, compute_ms)
-        except Exception:
-            log.exception("the result of job %s could not be encoded", job.id, extra=of_job(job.id))
-            self._fail(job, JobFailed("the pictures could not be encoded"))
-            return
-        self.consumer.finish(job, result)
-        self._observer.worked("finish", [task], task.images, began_ns, time.time_ns())
-        self._observer.ended(job, "done")
-
-    def _fail(self, job: ClaimedJob, error: MaskBitError) -> None:
-        self.consumer.fail(job, getattr(error, "code", JobFailed.code), str(error))
-        self._observer.ended(job, "failed")
-
-
-def result_of(task: Task, compute_ms: float) -> bytes:
-    """The payload that a finished task sends back."""
-    request = task.request
-    if isinstance(request, TokenizeJob):
-        return TokenGrids.of(np.stack([task.grids[k] for k in range(request.count)])).pack()
-    files = tuple(_file(task, request.format, k) for k in range(len(task.grids)))
-    if isinstance(request, DetokenizeJob):
-        return Pictures(files, 0, compute_ms, request.format).pack()
-    return Pictures(
-        files,
-        steps=request.sampling.steps,
-        compute_ms=compute_ms,
-        format=request.format,
-        class_ids=request.class_ids,
-        seeds=request.seeds,
-        forward_passes=forward_passes(request.sampling).total,
-    ).pack()
-
-
-def _file(task: Task, file_format: str, image: int) -> bytes:
-    if file_format == "tokens":
-        return tokens_file(task.grids[image])
-    if file_format == "npy":
-        return npy_file(task.pictures[image])
-    return picture_file(task.pictures[image], file_format)
+            self._finisher.add(Finished(job, error=error))

@@ -6,15 +6,16 @@ from starlette.responses import Response
 from service.gateway import openapi
 from service.gateway.answers import PicturesAnswer
 from service.gateway.bodies import read_json
-from service.gateway.caller import CallerDep
-from service.gateway.desk import OpenDesk, repeat_of
+from service.gateway.caller import caller_of
+from service.gateway.desk import desk_of, open_desk, repeat_of
 from service.gateway.errand import Errand
 from service.gateway.event_stream import event_stream
 from service.gateway.job_events import follow
+from service.gateway.plain_route import PlainRoute
 from service.gateway.rendering import picture_response, pictures_answer, pictures_of, wants_picture
 from service.gateway.schemas import GENERATE
 
-router = APIRouter(tags=["pictures"])
+router = APIRouter(tags=["pictures"], route_class=PlainRoute)
 
 _ANSWER = openapi.answer(
     200,
@@ -29,11 +30,12 @@ _ANSWER = openapi.answer(
     responses=_ANSWER | openapi.post_errors(),
     openapi_extra=openapi.body(GENERATE),
 )
-async def generate(request: Request, desk: OpenDesk, caller: CallerDep) -> Response:
+async def generate(request: Request) -> Response:
     """Draw pictures of one or several classes, or with a mask a part of a given picture.
 
     With `Accept: image/*` one picture comes as itself; several come as JSON whatever `Accept` says.
     """
+    desk, caller = await open_desk(await desk_of(request)), await caller_of(request)
     body = await read_json(request, GENERATE, desk.any_body)
     model = await desk.model(body.model)
     errand = Errand(desk, request, model, caller, body.deadline_ms)

@@ -76,7 +76,7 @@ def _answer(view: JobView, offer: Offer, body: ImagesBody) -> ImagesAnswer:
         created=int(time.time()),
         data=data,
         background="opaque",
-        output_format=body.output_format,
+        output_format=body.file_format,
         size=size_of(offer),
         usage=TokenUsage.of(offer, len(data)),
     )
@@ -101,7 +101,7 @@ async def _stream(
             elif event.name == "image":
                 usage = TokenUsage.of(offer, 1).model_dump()
                 fields = {"b64_json": event.data["b64"], "seed": event.data["seed"], "usage": usage}
-                yield _picture_event("completed", offer, fields, body.output_format)
+                yield _picture_event("completed", offer, fields, body.file_format)
 
 
 def _picture_event(name: str, offer: Offer, fields: dict[str, Any], output_format: str) -> JobEvent:

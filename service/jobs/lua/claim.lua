@@ -1,7 +1,9 @@
--- Takes jobs without waiting until their images number `limit`: what this owner holds without knowing it, then what
--- another worker released, then the queues in the given order. The last job may go over the limit.
+-- Takes jobs without waiting until their images number `limit`: the entry that a blocking read brought, what this
+-- owner holds without knowing it, then what another worker released, then the queues in the given order. The last job
+-- may go over the limit.
 local owner, hint, recover, limit, count = ARGV[1], ARGV[2], ARGV[3] == '1', tonumber(ARGV[4]), tonumber(ARGV[5])
-local queues = {unpack(ARGV, 6, 5 + count)}
+local read_queue, read_entry, read_id = unpack(ARGV, 6, 8)
+local queues = {unpack(ARGV, 9, 8 + count)}
 local jobs = {}
 local images = 0
 local LOOKS = 100
@@ -27,8 +29,8 @@ local function read(queue, from, most)
 end
 
 local function unknown_own()
-  local held = {}
-  for i = 6 + count, #ARGV do held[ARGV[i]] = true end
+  local held = {[read_id] = true}
+  for i = 9 + count, #ARGV do held[ARGV[i]] = true end
   for _, queue in ipairs(queues) do
     local entries = read(queue, '0', 1000)
     if entries.err then return entries end
@@ -68,7 +70,9 @@ local function next_in(queue)
   end
 end
 
-if recover then
+-- Another worker may have taken it meanwhile.
+if read_id ~= '' and holds(read_queue, read_entry, owner) then start(read_id, read_queue, read_entry) end
+if recover and not full() then
   local failure = unknown_own()
   if failure then return failure end
 end

@@ -5,6 +5,9 @@ local deadline, ttl, open_limit, tenant_limit, result_limit = unpack(ARGV, 17, 2
 -- What the gateway forecasts: see Forecast in speed.py.
 local run_ms, at_once, rows_per_ms = tonumber(ARGV[22]), tonumber(ARGV[23]), tonumber(ARGV[24])
 
+-- For so long after a job that Redis had lost found no room, there is none for new jobs in any gateway.
+local OWED_MS = 4000
+
 local function refused(verdict, number)
   return {verdict, number, unpack(redis.call('HMGET', WAITING, Q0, Q1, QC))}
 end
@@ -13,6 +16,7 @@ end
 local function full()
   local open = redis.call('ZCARD', OPEN)
   if open >= tonumber(open_limit) then return 0 end
+  if again == '0' and redis.call('EXISTS', OWED) == 1 then return 0 end
   if open + redis.call('ZCARD', RES) < tonumber(result_limit) then return nil end
   drop_expired(100)
   if open + redis.call('ZCARD', RES) < tonumber(result_limit) then return nil end
@@ -44,8 +48,11 @@ if idem_key ~= '' then
 end
 if again == '0' and redis.call('EXISTS', CLOSED) == 1 then return {'MOVED', id} end
 local wait_ms = full()
-if wait_ms then return refused('FULL', wait_ms) end
-if redis.call('SCARD', tenant_key) >= tonumber(tenant_limit) then return refused('TENANT', 0) end
+if wait_ms then
+  if again == '1' then redis.call('SET', OWED, 1, 'PX', OWED_MS) end
+  return refused('FULL', wait_ms)
+end
+if again == '0' and redis.call('SCARD', tenant_key) >= tonumber(tenant_limit) then return refused('TENANT', 0) end
 local needed_ms = late()
 if needed_ms then return refused('LATE', needed_ms) end
 

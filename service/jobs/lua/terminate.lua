@@ -5,6 +5,7 @@ local INBOX_LENGTH = 4096
 local INBOX_TTL_MS = 60000
 local HINT_LENGTH = 1000
 local DEAD_LENGTH = 100
+local DEAD_TTL_MS = 7 * 86400000
 
 local function acknowledge(queue, entry)
   redis.call('XACK', queue, GROUP, entry)
@@ -28,6 +29,7 @@ local function terminate(id, state, result, code, message)
   if code == 'poisoned' then
     redis.call('XADD', DEAD, 'MAXLEN', DEAD_LENGTH, '*', 'id', id, 'kind', f[8], 'tenant', f[9],
       'attempts', f[12], 'payload', redis.call('HGET', key, 'payload'))
+    redis.call('PEXPIRE', DEAD, DEAD_TTL_MS)
   end
   redis.call('HDEL', key, 'payload')
   local outcome = state == 'D' and {'result', result} or {'error_code', code, 'error_message', message}

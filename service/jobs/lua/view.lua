@@ -1,6 +1,6 @@
 -- One job as its submitter may see it; an empty list when it is unknown, 'gone' when its result has expired.
 local id, tombstone = unpack(ARGV)
-local MOST = 10000
+local MOST = 100
 local key = JOB .. id
 
 local function ahead(queue, entry)
