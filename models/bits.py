@@ -49,10 +49,9 @@ def join_groups(groups: Indices, bits: int) -> Indices:
 
 def to_strings(indices: Indices, bits: int) -> list[list[str]]:
     """Rows of strings of 0 and 1, bit 0 first, of a grid of `indices` (h, w)."""
-    text = (to_bits(indices, bits) + ord("0")).tobytes().decode()
-    tokens = [text[start : start + bits] for start in range(0, len(text), bits)]
-    width = indices.shape[1]
-    return [tokens[start : start + width] for start in range(0, len(tokens), width)]
+    code_points = to_bits(indices, bits).astype(np.uint32) + ord("0")
+    rows: list[list[str]] = code_points.view(f"U{bits}")[..., 0].tolist()
+    return rows
 
 
 def from_strings(rows: list[list[str]], bits: int) -> Indices:

@@ -41,16 +41,21 @@ def _type_hints(cls: Hashable) -> dict[str, Any]:
 
 def _fits(value: object, hint: Any) -> bool:
     """Whether `value` has the annotated type: an int is a float too, booleans and NaN are no numbers."""
-    origin, parts = get_origin(hint), get_args(hint)
     if hint is Any:
         return True
+    if isinstance(hint, type):
+        return _is_a(value, hint)
+    origin, parts = get_origin(hint), get_args(hint)
     if origin is UnionType:
         return any(_fits(value, part) for part in parts)
     if origin is tuple:
         wanted = parts[:1] * len(value) if isinstance(value, tuple) and parts[-1] is Ellipsis else parts
         return isinstance(value, tuple) and len(value) == len(wanted) and all(map(_fits, value, wanted))
-    if origin is Mapping:
-        return isinstance(value, Mapping) and all(_fits(item, parts[1]) for item in value.values())
+    assert origin is Mapping
+    return isinstance(value, Mapping) and all(_fits(item, parts[1]) for item in value.values())
+
+
+def _is_a(value: object, hint: type) -> bool:
     if isinstance(value, bool) or hint is bool:
         return isinstance(value, bool) and hint is bool
     if hint is float:
