@@ -313,6 +313,21 @@ async def test_progress_says_how_much_is_still_masked(
 
 
 @pytest.mark.anyio
+async def test_no_end_overtakes_its_previews(redis_url: str, keys: Keys, tiny_bundle: Bundle) -> None:
+    store = JobStore(redis_url, keys, LIMITS)
+    await store.start()
+    request = replace(GenerateJob.unpack(job("a", count=4).payload), events=True, preview_every=1)
+    with working(redis_url, keys, NoopRuntime(tiny_bundle), tiny_bundle, "w1"):
+        await store.submit(replace(job("a", count=4), payload=request.pack(), wants_events=True))
+        await store.wait("a")
+        told = [json.loads(text)["data"] for _, text in await store.rest_of_events("a", "0")]
+    await store.close()
+    assert [(data["image"], data["step"]) for data in told if "preview" in data] == [
+        (image, step) for step in range(1, 6) for image in range(4)
+    ]
+
+
+@pytest.mark.anyio
 async def test_a_worker_announces_the_speed_that_it_measured(
     redis_url: str, keys: Keys, tiny_bundle: Bundle
 ) -> None:

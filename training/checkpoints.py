@@ -13,13 +13,13 @@ from accelerate import Accelerator
 from torch import nn
 
 from models.errors import CheckpointError
+from models.whole_file import whole_file
 from training.data.batch import Batch
 from training.ema import Ema
 from training.optimization import pictures_per_step
 from training.processes import merged, total
 from training.recipe import Recipe
 from training.sharding import load_network, load_optimizer, network_state, optimizer_state
-from models.whole_file import whole_file
 
 KEEP = 2  # newest checkpoints that stay on disk
 CONTENT = ("recipe", "step", "networks", "ema", "ema_updates", "optimizers", "position")

@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from models.errors import CheckpointError
+from models.whole_file import whole_file
 from training.checkpoints import checkpoint_files, load_checkpoint
 from training.recipe import Recipe
-from models.whole_file import whole_file
 
 RECIPE_FILE = "recipe.json"
 # What may change between two sittings of one run: where and how fast it runs, how long, and what it reads.

@@ -191,8 +191,8 @@ class Consumer:
         self._patiently(lambda: self._run("release", job.id, self.worker_id, job.queue, job.entry_id))
         self._let_go(job.id)
 
-    def publish(self, job_id: str, event: bytes) -> None:
-        """Tell the followers of a job about its progress; lost when Redis is away."""
+    def publish(self, job_id: str, event: bytes) -> bool:
+        """Tell the followers of a job about its progress; lost when Redis is away, then False."""
         key = self._keys.events(job_id)
         try:
             with self._link.redis.pipeline(transaction=False) as pipe:
@@ -201,6 +201,8 @@ class Consumer:
                 pipe.execute()
         except (RedisError, OSError) as error:
             _log.debug("progress of %s was lost: %s", job_id, describe(error))
+            return False
+        return True
 
     def hints(self, block_s: float) -> list[str]:
         """Ids to stop: cancelled or past their deadline. Waits `block_s` (5 s at most) for the first."""

@@ -7,17 +7,12 @@ process, and the queue gives its jobs to another worker.
 
 from __future__ import annotations
 
-import base64
-import json
 import logging
 import os
-import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from models.bundle import Bundle
 from models.errors import MaskBitError
@@ -27,10 +22,10 @@ from service.jobs.consumer import Consumer
 from service.jobs.job import ClaimedJob
 from service.jobs.payloads import DetokenizeJob, GenerateJob, TokenizeJob
 from service.logs import of_job
-from service.pictures import picture_file
 from service.telemetry import WorkerMetrics
 from service.worker.engine import Engine
 from service.worker.finisher import Finished, Finisher
+from service.worker.progress import Progress
 from service.worker.scheduler import Row, SlotTable
 from service.worker.task import NoObserver, Observer, Task
 
@@ -43,7 +38,6 @@ REQUESTS: dict[str, type[GenerateJob] | type[TokenizeJob] | type[DetokenizeJob]]
 }
 CLAIM_BLOCK_S = 1.0
 IDLE_WAIT_S = 1.0
-PROGRESS_BACKLOG = 256  # progress messages that wait to be sent; more are lost
 UNBLOCK_EVERY_S = 0.02
 PATIENCE_S = 5.0  # for a Redis that is away when the worker ends
 # A turn hangs when it takes longer than both; the process then ends, and the queue redelivers its jobs.
@@ -51,9 +45,6 @@ STALL_FLOOR_S = 60.0
 STALL_FACTOR = 5  # times the longest turn so far
 STALLED = 3  # exit code
 QUIET_S = 3.0  # by then gateways have submitted again what Redis lost
-
-
-Progress = tuple[str, dict[str, Any], Pixels | None]
 
 
 @dataclass(frozen=True)
@@ -94,20 +85,23 @@ class Worker:
         )
         metrics.model_info.labels(bundle.ref, runtime.name, runtime.precision).set(1)
         self._jobs: dict[str, ClaimedJob] = {}
+        # What is claimed or forgotten is in the engine, or out of it, before the next of the two.
+        self._book = threading.Lock()
         self._stopping = threading.Event()
         self._leaving = threading.Event()
         self._quiet_since_s = float("inf")
         self._ended = threading.Event()
         self._crash: BaseException | None = None
-        self._progress: queue.Queue[Progress | None] = queue.Queue(PROGRESS_BACKLOG)
         self._finisher = Finisher(consumer, self._observer, self._guard)
+        self._progress = Progress(consumer, self._finisher, self._guard)
 
     def run(self) -> None:
         """Work until `stop`; raises what broke a thread."""
         self._announce()
         self._finisher.start()
+        self._progress.start()
         claimers = [self._start_thread(loop) for loop in (self._claim_pictures, self._claim_codec)]
-        helpers = [self._start_thread(loop) for loop in (self._beat, self._hints, self._send_progress)]
+        helpers = [self._start_thread(loop) for loop in (self._beat, self._hints)]
         self._guard(self._draw)
         self._stopping.set()
         # Redis may be away just now: what waits for it is cut off, and the leases end by themselves.
@@ -119,10 +113,9 @@ class Worker:
         # lease ends, and it is run alone elsewhere.
         if self._crash is None:
             self._release_rest()
+        self._progress.close()
         self._finisher.close()
         self._ended.set()
-        with suppress(queue.Full):
-            self._progress.put_nowait(None)
         self._end(helpers)
         patience.cancel()
         self.consumer.retire()
@@ -217,8 +210,11 @@ class Worker:
         if self._stopping.is_set():
             self.consumer.release(job)
             return
-        # In one step: two threads may find the same job at the same time.
-        known = self._jobs.setdefault(job.id, job) is not job
+        with self._book:
+            self._begin(job)
+
+    def _begin(self, job: ClaimedJob) -> None:
+        known = job.id in self._jobs
         self._jobs[job.id] = job
         if known:
             return
@@ -273,18 +269,12 @@ class Worker:
                 self._forget(set(ids))
 
     def _forget(self, ids: set[str]) -> None:
-        for job_id in ids:
-            job = self._jobs.pop(job_id, None)
-            if job is not None:
-                self._observer.ended(job, "dropped")
-        self.engine.drop(ids)
-
-    def _send_progress(self) -> None:
-        while (message := self._progress.get()) is not None and not self._ended.is_set():
-            job_id, data, preview = message
-            if preview is not None:
-                data["preview"] = base64.b64encode(picture_file(preview, "png")).decode()
-            self.consumer.publish(job_id, json.dumps({"event": "progress", "data": data}).encode())
+        with self._book:
+            for job_id in ids:
+                job = self._jobs.pop(job_id, None)
+                if job is not None:
+                    self._observer.ended(job, "dropped")
+            self.engine.drop(ids)
 
     def _release_rest(self) -> None:
         """Give back what the drain time did not suffice for."""
@@ -299,20 +289,18 @@ class Worker:
     # -- the engine's listener -------------------------------------------------------------------------------
 
     def progressed(self, task: Task, row: Row, preview: Pixels | None) -> None:
-        """Queue a progress message; when too many wait, this one is lost."""
+        """Tell those who follow the task."""
         masked = row.plans[row.step - 1].mask_count
         data = {"image": row.image, "step": row.step, "steps": len(row.plans), "masked": masked}
-        try:
-            self._progress.put_nowait((task.id, data, preview))
-        except queue.Full:
-            log.debug("progress of %s was left out", task.id)
+        self._progress.tell(task.id, data, preview)
 
     def completed(self, task: Task) -> None:
         """Encode and record, in the finisher's threads."""
         job = self._jobs.pop(task.id, None)
         if job is not None:
             compute_ms = (time.monotonic() - task.started_s) * 1000
-            self._finisher.add(Finished(job, task, compute_ms))
+            follow = self._progress.finish if job.wants_events else self._finisher.add
+            follow(Finished(job, task, compute_ms))
 
     def failed(self, task: Task, error: MaskBitError) -> None:
         """Record the error."""

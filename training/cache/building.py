@@ -25,6 +25,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from models.errors import ConfigError
 from models.tokenizer import Tokenizer
 from models.validation import from_mapping, require
+from models.whole_file import write_whole
 from training.cache.manifest import (
     BUILD_PLAN,
     CROP_SETTINGS,
@@ -41,7 +42,6 @@ from training.data.sources import find_shards
 from training.frozen_tokenizer import load_frozen_tokenizer
 from training.processes import processes
 from training.recipe import GeneratorRecipe
-from models.whole_file import write_whole
 
 SAMPLES_PER_PART = 2048
 REPORTS = "part-*.json"

@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 
 from models.errors import CheckpointError, ConfigError
+from models.whole_file import write_whole
 from training.evaluation.feature_sample import FeatureSample
 from training.evaluation.tally import Tally
-from models.whole_file import write_whole
 
 CONFIG_FILE = "config.json"
 GRID_FILE = "grid.png"
