@@ -73,7 +73,7 @@ def serving(folder: Path, *arguments: str, **environment: str) -> Iterator[Runni
 
 def _answers(running: Running) -> bool:
     try:
-        return bool(running.workers())
+        return running.client.get("/readyz").status_code == 200
     except httpx.HTTPError:
         return False
 

@@ -106,6 +106,10 @@ def test_a_file_and_the_compact_form_say_the_same(tmp_path: Path) -> None:
             f'[keys.a]\nsha256 = "{sha(SHOP)}"\n[keys.b]\nsha256 = "{sha(SHOP)}"',
             "'b': its sha256 is there twice",
         ),
+        *(
+            (f'[keys.a]\nsha256 = "{sha(SHOP)}"\nrequests_per_minute = {number}', "valid integer")
+            for number in ("true", '"600"', "600.0")
+        ),
     ],
 )
 def test_a_wrong_file_says_where_and_never_what(content: str, words: str, tmp_path: Path) -> None:
@@ -124,6 +128,11 @@ def test_a_wrong_file_says_where_and_never_what(content: str, words: str, tmp_pa
         ("maskbit_a-key-itself", "NAME:SHA256"),
         (f"shop:{sha(SHOP)}:rate=3", "rate"),
         (f"shop:{sha(SHOP)}:burst", "burst"),
+        (
+            f"shop:{sha(SHOP)}:requests_per_minute=true",
+            "requests_per_minute: Input should be a valid integer",
+        ),
+        (f"shop:{sha(SHOP)}:requests_per_minute={'9' * 5000}", "requests_per_minute: Input should be"),
         (f"shop:{sha(SHOP)}:maskbit_secret-key-that-is-no-field", "entry 1 of MASKBIT_API_KEYS: a field: "),
         (f"shop:{sha(SHOP)}:sha256={sha(LAB)}", "entry 1 of MASKBIT_API_KEYS has a field twice"),
         (f"shop:{sha(SHOP)},shop:{sha(LAB)}", "'shop': its name is there twice"),
@@ -171,6 +180,17 @@ def test_without_a_key_only_the_open_paths_answer(keyed: Gateway) -> None:
             assert reply.headers["www-authenticate"] == "Bearer"
             assert reply.json()["error"]["code"] == "unauthorized"
             assert reply.json()["error"]["request_id"] == reply.headers["x-request-id"]
+
+
+def test_only_who_has_a_key_sees_the_workers(start: Start) -> None:
+    with start(api_keys=BOTH) as gateway:
+        for headers in ({}, bearer("wrong"), bearer(SHOP) | {"X-API-Key": LAB}):
+            assert gateway.client.get("/readyz", headers=headers).json() == {
+                "ready": True,
+                "models": {"tiny": True},
+            }
+        shown = gateway.client.get("/readyz", headers=bearer(SHOP)).json()["workers"]
+        assert [one["runtime"] for one in shown] == ["noop"]
 
 
 @pytest.mark.parametrize(

@@ -233,6 +233,21 @@ def test_patience_ends(moody: str) -> None:
     nobody.close()
 
 
+def test_the_first_longer_pause_of_a_spell_is_told_once(moody: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    remote = Remote(moody, None, patience_s=10, on_wait=told.append)
+    Moody.moods = [503] * 3
+    remote.info(None)
+    assert told == []
+    monkeypatch.setattr(remote_module, "_TOLD_PAUSE_S", -1.0)
+    for spell in (1, 2):
+        Moody.moods = [503] * 3
+        remote.info(None)
+        wanted = "the service is busy or away (mood 503); trying again for up to 10 s"
+        assert told == [wanted] * spell
+    remote.close()
+
+
 def test_an_answer_that_took_long_costs_no_patience(moody: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_module, "time", SimpleNamespace(monotonic=count(step=1000).__next__))
     Moody.moods = [503]

@@ -22,6 +22,7 @@ from redis import Redis
 from models.bundle import Bundle
 from models.errors import ConfigError
 from service.errors import Unavailable
+from service.gateway import http_server
 from service.gateway.answers import InfoAnswer, JobAnswer, PicturesAnswer, TokensAnswer, TokensListAnswer
 from service.gateway.app import create_app
 from service.gateway.http_server import listen
@@ -153,7 +154,8 @@ def test_a_stream_tells_queued_progress_images_and_done(gateway: Gateway, worker
     events = events_of(text)
     assert [name for _, name, _ in events] == ["queued", "progress", "progress", "image", "image", "done"]
     assert events[0][2]["id"] == worker.claimed[-1]
-    assert isinstance(events[0][2]["position"], int)
+    # The worker may have it by now.
+    assert (events[0][2]["state"], events[0][2]["position"]) in (("queued", 0), ("running", None))
     assert [data for _, name, data in events if name == "progress"] == worker.progress
     images = [data for _, name, data in events if name == "image"]
     assert [(one["index"], one["seed"], one["class_name"]) for one in images] == [
@@ -356,6 +358,15 @@ def test_an_unknown_job_is_404_everywhere(gateway: Gateway, worker: FakeWorker) 
             assert error["code"] == "not_found"
 
 
+def test_a_query_where_the_body_says_all_is_refused_and_named(gateway: Gateway, worker: FakeWorker) -> None:
+    for path in ("/generate", "/edit", "/jobs"):
+        message = error_of(gateway.client.post(f"{path}?model=x", json={"class_id": 1}), 422)["message"]
+        assert f"'model' is not known; {path} takes none" in message
+    assert worker.claimed == []
+    azure = gateway.client.post("/v1/images/generations?api-version=2024-02-01", json={"prompt": "1"})
+    assert azure.status_code == 200
+
+
 def test_events_of_a_job_can_be_resumed(gateway: Gateway, worker: FakeWorker) -> None:
     worker.progress = [{"image": 0, "step": step, "steps": 8} for step in range(1, 5)]
     job_id = gateway.client.post("/jobs", json={"kind": "generate", "class_id": 0}).json()["id"]
@@ -386,6 +397,8 @@ def test_events_of_a_job_can_be_resumed(gateway: Gateway, worker: FakeWorker) ->
     assert [name for _, name, _ in events if name != "progress"] == ["queued", "image", "done"]
     for wrong in ("nonsense", "1-2-3", "-", "9" * 40):
         assert steps(wrong)[1][-1][1] == "done"
+    first = steps("0")[1][0][2]
+    assert first == {"id": job_id, "state": "done", "position": None, "eta_ms": None}
 
 
 def test_leaving_the_events_does_not_cancel_the_job(gateway: Gateway, worker: FakeWorker) -> None:
@@ -630,6 +643,35 @@ def test_draining_refuses_new_work_and_finishes_what_runs(plain_bundle: Bundle, 
                 httpx.get(f"{gateway.client.base_url}/livez")
         finally:
             worker.stop()
+
+
+def test_a_repeated_signal_is_one_signal_and_a_second_one_ends_in_order(
+    plain_bundle: Bundle,
+    own: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with gateway_running(plain_bundle, own.url) as gateway, ThreadPoolExecutor(1) as pool:
+        worker = FakeWorker(gateway, own.url)
+        worker.start()
+        try:
+            until(lambda: gateway.client.get("/readyz").status_code == 200)
+            worker.gate.clear()
+            url = f"{gateway.client.base_url}/generate"
+            running = pool.submit(httpx.post, url, json={"class_id": 1}, timeout=20)
+            until(lambda: worker.claimed)
+            for _ in range(3):
+                gateway.server.handle_exit(15, None)
+            assert not gateway.server.force_exit
+            assert gateway.client.get("/livez").status_code == 200
+            monkeypatch.setattr(http_server, "_SAME_SIGNAL_S", 0.0)
+            gateway.server.handle_exit(15, None)
+            assert gateway.server.force_exit
+            assert error_of(running.result(15), 503)["code"] == "unavailable"
+        finally:
+            worker.stop()
+    assert "Traceback" not in caplog.text
+    assert not any(record.exc_info for record in caplog.records)
 
 
 def test_what_still_runs_when_the_drain_time_is_over_gets_a_503(

@@ -155,6 +155,22 @@ def test_the_next_request_of_a_connection_has_its_own_time(gateway: Gateway) -> 
         check_error(client, 408, "request_timeout")
 
 
+def test_a_request_names_one_host_except_in_http_1_0(gateway: Gateway) -> None:
+    for hosts, version, status in (
+        ("", "1.1", 400),
+        ("Host: localhost\r\nHost: a\r\n", "1.1", 400),
+        ("Host: localhost\r\nHost: a\r\n", "1.0", 400),
+        ("", "1.0", 200),
+    ):
+        with connected(gateway) as client:
+            client.sendall(f"GET /livez HTTP/{version}\r\n{hosts}\r\n".encode())
+            if status == 200:
+                assert answer(client)[0] == 200
+            else:
+                assert "Host" in check_error(client, 400, "bad_request")
+                assert is_closed(client)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -192,8 +208,10 @@ def test_a_declared_length_over_the_limit_is_413_at_once(gateway: Gateway, worke
             status = answer_or_close(client)
             assert status in (0, 400, 413)
         with connected(gateway) as client:
-            client.sendall(head.encode() + b"Content-Length: 5000000000\r\n\r\n")
-            assert limit in check_error(client, 413, "payload_too_large")
+            client.sendall(head.encode() + b"Content-Length: 5000000000000000000\r\n\r\n")
+            message = check_error(client, 413, "payload_too_large")
+            assert limit in message
+            assert "5,000,000,000,000,000,000 bytes" in message
     assert is_healthy(gateway)
 
 
@@ -291,19 +309,30 @@ def test_many_files_or_large_ones_are_refused(gateway: Gateway, worker: FakeWork
     assert response.status_code == 422
 
 
-def test_json_with_a_flood_of_values_is_refused(plain_bundle: Bundle, gateway_redis: str) -> None:
-    with gateway_running(plain_bundle, gateway_redis) as gateway:
-        worker = FakeWorker(gateway, gateway_redis)
-        worker.start()
-        try:
-            until(lambda: gateway.client.get("/readyz").status_code == 200)
-            body = b'{"kind": "generate", ' + b",".join(b'"%d":0' % k for k in range(300_000)) + b"}"
+def test_json_with_a_flood_of_values_or_fields_is_refused(plain_bundle: Bundle, gateway_redis: str) -> None:
+    with worked(plain_bundle, gateway_redis) as gateway:
+        for count, allowed in ((300_000, "200,000"), (30_000, "about 30,001 fields; at most 20,000")):
+            body = b'{"kind": "generate", ' + b",".join(b'"%d":0' % k for k in range(count)) + b"}"
             headers = {"Content-Type": "application/json"}
             response = gateway.client.post("/jobs", content=body, headers=headers)
             assert response.status_code == 422
-            assert "200,000" in response.json()["error"]["message"]
-        finally:
-            worker.stop()
+            assert allowed in response.json()["error"]["message"]
+
+
+def test_a_compressed_body_is_415(gateway: Gateway, worker: FakeWorker) -> None:
+    bodies = {
+        "/generate": "application/json",
+        "/tokenize": "image/png",
+        "/reconstruct": "multipart/form-data",
+    }
+    for path, media in bodies.items():
+        headers = {"Content-Type": media, "Content-Encoding": "gzip"}
+        refused = gateway.client.post(path, content=b"\x1f\x8b", headers=headers)
+        assert refused.status_code == 415
+        assert refused.json()["error"]["code"] == "unsupported_media_type"
+        assert "content encoding is gzip" in refused.json()["error"]["message"]
+    plain = {"Content-Encoding": "Identity"}
+    assert gateway.client.post("/generate", json={"class_id": 1}, headers=plain).status_code == 200
 
 
 def test_pipelined_requests_are_answered_in_order(gateway: Gateway) -> None:

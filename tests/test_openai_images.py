@@ -88,8 +88,9 @@ def test_pictures_are_those_of_generate(client: OpenAI, gateway: Gateway) -> Non
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
-        ({"prompt": "strawbery"}, "did you mean 'strawberry'"),
-        ({"prompt": "5"}, "allowed are 0 to 4"),
+        ({"prompt": "strawbery"}, "prompt is 'strawbery', which is unknown; did you mean 'strawberry'"),
+        ({"prompt": "5"}, "prompt is 5; allowed are 0 to 4"),
+        ({"prompt": "9" * 200}, "prompt is a number of about"),
         ({"prompt": "0", "size": "1024x1024"}, "allowed are auto and 16x16"),
         ({"prompt": "0", "response_format": "url"}, "'b64_json'"),
         ({"prompt": "0", "model": "dall-e-3"}, "allowed are tiny"),

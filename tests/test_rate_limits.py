@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
+import io
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from redis import Redis
 
 from models.bundle import Bundle
@@ -21,6 +24,17 @@ from tests.gateway_harness import FakeWorker, Gateway, gateway_running, until
 
 DAY_MS = 86_400_000
 ORDER = {"class_id": 1, "format": "tokens"}
+
+
+def picture() -> str:
+    """A PNG in base64."""
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16), "red").save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+PICTURE = picture()
+PAINT = {"image": PICTURE, "mask": [[1] * 8] * 8, "class_id": 1}
 
 
 def key_entry(name: str, limits: str) -> str:
@@ -68,6 +82,9 @@ def test_two_gateways_share_one_rate(plain_bundle: Bundle, gateway_redis: str, t
         assert replies[0].headers["ratelimit-limit"] == "4"
         assert [int(reply.headers["ratelimit-reset"]) for reply in replies[:4]] == [10, 20, 30, 40]
         refused = replies[4]
+        assert (refused.headers["ratelimit-limit"], refused.headers["ratelimit-remaining"]) == ("4", "0")
+        # As the last one was told, but for the time of this test.
+        assert 30 < int(refused.headers["ratelimit-reset"]) <= 40
         assert 1 <= int(refused.headers["retry-after"]) <= 10
         assert refused.json()["error"]["code"] == "rate_limited"
         assert "6 requests a minute" in refused.json()["error"]["message"]
@@ -103,6 +120,47 @@ def test_images_of_a_day_are_bounded_and_what_is_turned_away_costs_nothing(
         refused = gateway.client.post("/generate", json=ORDER, headers=bearer(tenant))
         assert refused.json()["error"]["code"] == "quota_exceeded"
         assert 0 < int(refused.headers["retry-after"]) <= DAY_MS // 1000
+
+
+def test_a_request_of_several_jobs_costs_the_pictures_of_its_answer(
+    plain_bundle: Bundle, gateway_redis: str, tenant: str, busy: FakeWorker
+) -> None:
+    keys = key_entry(tenant, "images_per_day=1000")
+    mix = {"op": "mix", "bits": [0], "with": {"image": PICTURE}}
+    edit = {"image": PICTURE, "operations": [mix]}
+    paint = PAINT | {"n": 3}
+    with (
+        gateway_running(plain_bundle, gateway_redis, api_keys=keys) as gateway,
+        Redis.from_url(gateway_redis) as redis,
+    ):
+
+        def cost(path: str, body: Mapping[str, object], **headers: str) -> int:
+            def spent() -> int:
+                return int(redis.hget(ALLOWANCES + tenant, "images") or 0)
+
+            before = spent()
+            reply = gateway.client.post(path, json=body, headers=bearer(tenant) | headers)
+            assert reply.status_code in (200, 202), reply.text
+            return spent() - before
+
+        once = {"Idempotency-Key": "once"}
+        assert [cost("/edit", edit, **once) for _ in range(3)] == [1, 0, 0]
+        assert cost("/reconstruct", {"image": PICTURE}) == 1
+        assert cost("/generate", paint) == 3
+        assert cost("/jobs", paint | {"kind": "generate"}) == 3
+        assert cost("/tokenize", {"image": PICTURE}) == 1
+        # Where tokens are the answer, those of two pictures are two.
+        assert cost("/edit", edit | {"format": "tokens"}) == 2
+
+
+def test_a_wrong_idempotency_key_is_refused_before_a_job_runs(
+    plain_bundle: Bundle, gateway_redis: str, tenant: str, busy: FakeWorker
+) -> None:
+    with gateway_running(plain_bundle, gateway_redis) as gateway:
+        for path, body in (("/generate", PAINT), ("/jobs", PAINT | {"kind": "generate"})):
+            reply = gateway.client.post(path, json=body, headers={"Idempotency-Key": "k" * 256})
+            assert (reply.status_code, "Idempotency-Key" in reply.text) == (422, True)
+    assert busy.claimed == []
 
 
 def test_a_request_that_the_service_could_not_take_is_given_back(

@@ -1,4 +1,5 @@
 import base64
+import difflib
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from models import bits
 from models.bundle import Manifest
+from models.classes import imagenet_names
 from models.errors import InputError
 from models.sampling_config import SamplingConfig
 from models.validation import from_mapping
@@ -196,6 +198,19 @@ def test_of_two_classes_with_one_name_the_id_is_asked_for(offer: Offer) -> None:
     twins = Offer(**{**vars_of(offer), "class_names": ("crane", "apple", "crane")})
     with pytest.raises(InvalidRequest, match="0 and 2"):
         twins.class_id("crane")
+
+
+def test_the_nearest_of_a_thousand_names_are_those_of_a_comparison_with_all(offer: Offer) -> None:
+    names = imagenet_names()
+    many = Offer(**{**vars_of(offer), "class_names": names})
+    plain = [name.casefold().replace("_", " ") for name in names]
+    for name in plain[::23]:
+        typed = name[1:] + "s" if len(name) % 2 else name[:3] + "x" + name[4:]
+        wanted = difflib.get_close_matches(typed, plain, 1, cutoff=0.5)[0]
+        with pytest.raises(InvalidRequest) as caught:
+            many.class_id(typed)
+        hint = caught.value.message.partition("did you mean ")[2]
+        assert f"{names[plain.index(wanted)]!r}" in hint, typed
 
 
 def vars_of(offer: Offer) -> dict[str, Any]:

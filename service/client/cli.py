@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -151,7 +152,10 @@ def _draw_by(
     from service.client.picture_set import PictureSet, SetPlan, read_plan
     from service.client.remote import Remote
 
-    remote = Remote(server, os.environ.get(API_KEY_VARIABLE))
+    console = Console(stderr=True)
+    # Of the console that has the progress bar, which stays below.
+    tell = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    remote = Remote(server, os.environ.get(API_KEY_VARIABLE), on_wait=tell)
     try:
         info, names = remote.info(model), remote.class_names(model)
         ids = [class_id for one in classes for class_id in find_classes(names, one)]
@@ -159,7 +163,7 @@ def _draw_by(
         first = seed if seed is not None else known.seed if known else secrets.randbelow(2**31)
         pictures = PictureSet(out, SetPlan(info["bundle"], first, n, options), ids, names)
         pictures.begin()
-        draw_with_progress(remote, pictures, info, parallel, Console(stderr=True))
+        draw_with_progress(remote, pictures, info, parallel, console)
     finally:
         remote.close()
     typer.echo(f"{len(pictures)} pictures in {out}")

@@ -20,6 +20,7 @@ from service.errors import Unavailable
 _ANSWER_TIMEOUT_S = 3700.0  # longer than any job may take
 _CONNECT_TIMEOUT_S = 10.0
 _LONGEST_PAUSE_S = 30.0
+_TOLD_PAUSE_S = 2.0  # nobody needs to hear of shorter ones
 _BUSY = frozenset({429, 502, 503, 504})
 _CONNECTED = ("connection.connect_tcp.complete", "connection.start_tls.complete")
 
@@ -31,9 +32,17 @@ class Remote:
 
     A service that is busy, restarting or out of reach is asked again for `patience_s` seconds from its first
     failure on: then Unavailable. What it refuses is raised as InputError with its own sentence.
+    `on_wait` gets a sentence when a longer pause begins, once until an answer comes.
     """
 
-    def __init__(self, url: str, api_key: str | None, *, patience_s: float = 600.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None,
+        *,
+        patience_s: float = 600.0,
+        on_wait: Callable[[str], None] | None = None,
+    ) -> None:
         if api_key and not (api_key.isascii() and api_key.isprintable()):
             raise InputError("the API key has characters that no key has, such as a line end")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -41,6 +50,9 @@ class Remote:
         timeout = httpx.Timeout(_ANSWER_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
         self.url = url.rstrip("/")
         self._patience_s = patience_s
+        self._on_wait = on_wait
+        self._waiting = False
+        self._waiting_lock = threading.Lock()
         self._leaving = threading.Event()
         self._sockets: WeakSet[socket.socket] = WeakSet()
         self._sockets_lock = threading.Lock()
@@ -72,7 +84,7 @@ class Remote:
     def slots(self) -> int:
         """Pictures that all living workers draw at a time; 0 when none is ready."""
         answer = self._json(lambda: self._http.get("/readyz"))
-        return sum(int(worker.get("slots", 1)) for worker in answer["workers"])
+        return sum(int(worker.get("slots", 1)) for worker in answer.get("workers", ()))
 
     def generate(self, body: dict[str, Any]) -> dict[str, Any]:
         """`POST /generate`."""
@@ -102,6 +114,7 @@ class Remote:
                 problem = f"{type(exc).__name__}: {exc}"
             else:
                 if reply.is_success:
+                    self._waiting = False
                     return self._object(reply)
                 problem = _sentence(reply)
                 if reply.status_code not in _BUSY:
@@ -112,7 +125,17 @@ class Remote:
             give_up_s = min(give_up_s, now_s + self._patience_s)
             if self._leaving.is_set() or now_s + pause_s > give_up_s:
                 raise Unavailable(f"{self.url} did not answer for {self._patience_s:.0f} s: {problem}")
+            if pause_s > _TOLD_PAUSE_S:
+                self._tell_of_wait(problem)
             self._leaving.wait(pause_s)
+
+    def _tell_of_wait(self, problem: str) -> None:
+        with self._waiting_lock:
+            told, self._waiting = self._waiting, True
+        if self._on_wait is not None and not told:
+            self._on_wait(
+                f"the service is busy or away ({problem}); trying again for up to {self._patience_s:.0f} s"
+            )
 
     def _object(self, reply: httpx.Response) -> dict[str, Any]:
         try:

@@ -10,8 +10,19 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
+from service.jobs.job import CANCELLED, DONE, ERROR, EXPIRED, QUEUED, RUNNING
+
 # A list with bounds and not a tuple: many readers of OpenAPI know no `prefixItems`.
 GridSize = Annotated[list[int], Field(min_length=2, max_length=2)]
+
+STATE_WORDS = {
+    QUEUED: "queued",
+    RUNNING: "running",
+    DONE: "done",
+    ERROR: "failed",
+    CANCELLED: "cancelled",
+    EXPIRED: "expired",
+}
 
 
 class Answer(BaseModel):
@@ -157,8 +168,11 @@ class LiveAnswer(Answer):
 
 
 class ReadyAnswer(Answer):
-    """Requests can be served, by these workers; `models` says which models have one of them."""
+    """Requests can be served; `models` says which models have a worker.
+
+    `workers` describes them, where API keys are set to callers with a key only.
+    """
 
     ready: bool
     models: dict[str, bool]
-    workers: list[dict[str, Any]]
+    workers: list[dict[str, Any]] = []

@@ -25,10 +25,12 @@ from service.jobs.allowance import Allowance
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_KEYS = 1000
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_COUNT = re.compile(r"[0-9]{1,10}")
 _PREFIX = "maskbit_"
 _LONGEST_FIELD = 24
 
-Count = Annotated[int, Field(ge=1, le=10**9)]
+# Strict: TOML knows true and "600" too, which would become numbers.
+Count = Annotated[int, Field(strict=True, ge=1, le=10**9)]
 
 
 class ApiKey(BaseModel):
@@ -153,8 +155,14 @@ def read_compact(text: str) -> list[ApiKey]:
         fields = [("sha256", rest[0]), *(field.partition("=")[::2] for field in rest[1:])]
         if len(dict(fields)) < len(fields):
             raise ConfigError(f"API keys: entry {number} of MASKBIT_API_KEYS has a field twice")
-        keys.append(checked(f"entry {number} of MASKBIT_API_KEYS", name, dict(fields)))
+        table = {field: value if field == "sha256" else _number(value) for field, value in fields}
+        keys.append(checked(f"entry {number} of MASKBIT_API_KEYS", name, table))
     return keys
+
+
+def _number(text: str) -> int | str:
+    """`text` as a number, or as it is for the check that refuses it."""
+    return int(text) if _COUNT.fullmatch(text) else text
 
 
 def entry_of(key: ApiKey) -> str:

@@ -17,8 +17,10 @@ from service.gateway.schemas import parse
 
 T = TypeVar("T")
 
-# Each value of a JSON body can cost an object and an error message; no honest request has so many.
+# Each value of a JSON body can cost an object and each field an error message; no honest request has so many.
 _MAX_JSON_VALUES = 200_000
+_MAX_JSON_FIELDS = 20_000
+_MAX_LENGTH_DIGITS = 20  # of 64 bits, more than which no parser lets through
 _ROOM_RETRY_S = 2.0
 
 
@@ -66,11 +68,9 @@ async def read_json(request: Request, kind: TypeAdapter[T], limits: BodyLimits) 
     if not is_json(got := media_type(request)):
         raise UnsupportedMedia(f"the content type is {got[:80] or 'missing'}; application/json is needed")
     body = await read_body(request, limits)
-    values = body.count(b",")
-    if values > _MAX_JSON_VALUES:
-        raise InvalidRequest(
-            f"the body has about {values:,} values; at most {_MAX_JSON_VALUES:,} are allowed"
-        )
+    for mark, what, most in ((b",", "values", _MAX_JSON_VALUES), (b":", "fields", _MAX_JSON_FIELDS)):
+        if (got_marks := body.count(mark)) > most:
+            raise InvalidRequest(f"the body has about {got_marks:,} {what}; at most {most:,} are allowed")
     return parse(kind, body)
 
 
@@ -80,7 +80,12 @@ def is_json(media: str) -> bool:
 
 
 async def read_body(request: Request, limits: BodyLimits) -> bytes:
-    """The whole body. Raises PayloadTooLarge, BodyTimeout, Unavailable (no room now), ClientDisconnect."""
+    """The whole body.
+
+    Raises UnsupportedMedia (compressed), PayloadTooLarge, BodyTimeout, Unavailable (no room now),
+    ClientDisconnect.
+    """
+    _check_encoding(request)
     _check_declared(request, limits)
     deadline = asyncio.get_running_loop().time() + limits.timeout_s
     body, more = bytearray(), True
@@ -140,10 +145,17 @@ def check_size(got: int, allowed: int, what: str = "the body") -> None:
         raise PayloadTooLarge(f"{what} has {got:,} bytes or more; at most {allowed:,} are allowed")
 
 
+def _check_encoding(request: Request) -> None:
+    encoding = ", ".join(request.headers.getlist("content-encoding")).strip()
+    if encoding.lower() not in ("", "identity"):
+        raise UnsupportedMedia(f"the content encoding is {encoding[:80]}; the body has to come without one")
+
+
 def _check_declared(request: Request, limits: BodyLimits) -> None:
     declared = request.headers.get("content-length", "")
-    # A longer number is past every limit, and int() refuses very long ones.
-    check_size(int(declared[:18]) if declared.isdecimal() else 0, limits.max_bytes)
+    # Only zeros may stand before that, and int() refuses very long numbers.
+    length = declared[-_MAX_LENGTH_DIGITS:]
+    check_size(int(length) if declared.isdecimal() else 0, limits.max_bytes)
 
 
 async def _chunk(request: Request, deadline: float) -> tuple[bytes, bool]:

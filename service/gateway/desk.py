@@ -23,7 +23,7 @@ from service.gateway.key_ring import KeyRing
 from service.gateway.responses import job_error
 from service.gateway.served_model import ServedModel
 from service.gateway.spans import open_spans
-from service.jobs.allowance import Allowances
+from service.jobs.allowance import UNLIMITED, Allowance, Allowances
 from service.jobs.job import DONE, JobView, Kind, NewJob, Priority
 from service.jobs.payloads import GenerateJob, Payload
 from service.jobs.speed import cost_of
@@ -117,8 +117,12 @@ class Desk:
         repeat: Repeat | None = None,
         keep: bool = False,
         events: bool = False,
+        charged: bool = True,
     ) -> Ticket:
-        """Queue a job; a repeated idempotency key gives the ticket of the first one. Raises ServiceError."""
+        """Queue a job; a repeated idempotency key gives the ticket of the first one. Raises ServiceError.
+
+        `charged`: its rows count among the caller's images of the day.
+        """
         keep = keep or repeat is not None
         job = NewJob(
             id=uuid.uuid4().hex,
@@ -135,17 +139,17 @@ class Desk:
             keep_result=keep,
             wants_events=events,
         )
-        model, job_id = await self._charge(model, caller, job)
+        allowance = caller.allowance if charged else UNLIMITED
+        model, job_id = await self._charge(model, allowance, job)
         note_job(job_id)
         counted = job_id == job.id
         outcome = self._spawn(self._settle(model, job_id, counted))
         return Ticket(job_id, model, caller.tenant, outcome, keep, counted)
 
-    async def _charge(self, model: ServedModel, caller: Caller, job: NewJob) -> tuple[ServedModel, str]:
+    async def _charge(self, model: ServedModel, allowance: Allowance, job: NewJob) -> tuple[ServedModel, str]:
         """Submit `job` and charge for its pictures, unless it is turned away or was there before."""
-        tenant, allowance = caller.tenant, caller.allowance
         try:
-            await self.allowances.charge_images(tenant, allowance, job.rows)
+            await self.allowances.charge_images(job.tenant, allowance, job.rows)
         except QuotaExceeded:
             if (first := await self._first(model, job)) is None:
                 raise
@@ -154,10 +158,10 @@ class Desk:
             with self.spans.submit(job.kind, job.id, job.rows) as trace:
                 model, job_id = await self._submit(model, replace(job, trace=trace) if trace else job)
         except ServiceError:
-            await self.allowances.refund(tenant, allowance, images=job.rows)
+            await self.allowances.refund(job.tenant, allowance, images=job.rows)
             raise
         if job_id != job.id:
-            await self.allowances.refund(tenant, allowance, images=job.rows)
+            await self.allowances.refund(job.tenant, allowance, images=job.rows)
         return model, job_id
 
     async def _first(self, model: ServedModel, job: NewJob) -> tuple[ServedModel, str] | None:

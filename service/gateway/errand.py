@@ -48,6 +48,7 @@ class Errand:
         repeat: Repeat | None = None,
         keep: bool = False,
         events: bool = False,
+        charged: bool = True,
     ) -> Ticket:
         """`Desk.accept` for caller and model, with what is left of the time. Raises DeadlinePassed too."""
         left_ms = round((self._ends_s - _now_s()) * 1000)
@@ -64,6 +65,7 @@ class Errand:
             repeat=repeat,
             keep=keep,
             events=events,
+            charged=charged,
         )
 
     async def fitted(self, uploads: Sequence[tuple[bytes, Fit]], ground: Ground = "white") -> Pixels:
@@ -75,13 +77,20 @@ class Errand:
         decode = self.desk.decoders.decode
         return np.stack([await decode(data, size=size, fit=fit, ground=ground) for data, fit in uploads])
 
-    async def tokenize(self, pixels: Pixels) -> Indices:
-        """Token indices i64 (count, h, w) of pictures u8 (count, size, size, 3), by a job."""
-        ticket = await self.accept("tokenize", TokenizeJob.of(pixels), rows=len(pixels))
+    async def tokenize(self, pixels: Pixels, *, charged: bool = False) -> Indices:
+        """Token indices i64 (count, h, w) of pictures u8 (count, size, size, 3), by a job.
+
+        It is charged to the caller's images only where no other job follows that is.
+        """
+        job = TokenizeJob.of(pixels)
+        ticket = await self.accept("tokenize", job, rows=len(pixels), charged=charged)
         return grids_of(await self.outcome(ticket))
 
-    async def grids(self, sources: Sequence[Source]) -> list[Indices]:
-        """Token indices i64 (h, w) of each source; all pictures among them are tokenized by one job."""
+    async def grids(self, sources: Sequence[Source], *, charged: bool = False) -> list[Indices]:
+        """Token indices i64 (h, w) of each source; all pictures among them are tokenized by one job.
+
+        `charged`: as in `tokenize`.
+        """
         offer = self.model.offer
         uploads = [one.upload() for one in sources]
         pictures = [(data, one.fit) for data, one in zip(uploads, sources, strict=True) if data is not None]
@@ -90,7 +99,7 @@ class Errand:
                 f"{len(pictures)} pictures are given; at most {offer.max_images} are allowed"
             )
         given = [None if data else one.token_grid(offer) for data, one in zip(uploads, sources, strict=True)]
-        found = iter(await self.tokenize(await self.fitted(pictures)) if pictures else ())
+        found = iter(await self.tokenize(await self.fitted(pictures), charged=charged) if pictures else ())
         return [check_grid(next(found), offer) if grid is None else grid for grid in given]
 
     async def inset(self, body: GenerateBody, job: GenerateJob) -> GenerateJob:

@@ -7,12 +7,12 @@ import math
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import ServiceError, TooManyFailedKeys, Unauthorized, Unavailable
+from service.errors import RateLimited, ServiceError, TooManyFailedKeys, Unauthorized, Unavailable
 from service.gateway.caller import PUBLIC, Caller
 from service.gateway.failed_keys import ALLOWED, FailedKeys
 from service.gateway.key_ring import KeyRing
 from service.gateway.responses import error_response
-from service.jobs.allowance import Allowances, Balance
+from service.jobs.allowance import Allowance, Allowances, Balance
 from service.logs import note
 from service.telemetry import GatewayMetrics
 
@@ -46,6 +46,7 @@ class Gate:
             await self._admit(scope, receive, send)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        caller = PUBLIC
         try:
             caller = self._caller(scope)
             note(tenant=caller.tenant)
@@ -53,7 +54,10 @@ class Gate:
         except ServiceError as exc:
             if exc.status in (429, 503):
                 self._metrics.shed(exc.code)
-            await error_response(exc, scope["state"]["request_id"])(scope, receive, send)
+            answer = error_response(exc, scope["state"]["request_id"])
+            if isinstance(exc, RateLimited):
+                answer.headers.update(rate_headers(caller.allowance, _spent(caller.allowance, exc)))
+            await answer(scope, receive, send)
             return
         scope["state"]["caller"] = caller
         if balance is None:
@@ -66,11 +70,11 @@ class Gate:
 
         Behind one address there may be many people, and no number of guesses finds a key.
         """
-        presented = presented_keys(Headers(scope=scope))
+        headers = Headers(scope=scope)
+        presented = presented_keys(headers)
         if not presented:
             raise Unauthorized("an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY")
-        caller = self._keys.find(presented[0]) if len(presented) == 1 else None
-        if caller is not None:
+        if (caller := key_holder(self._keys, headers)) is not None:
             return caller
         address = scope["client"][0] if scope.get("client") else ""
         self._metrics.key_failed()
@@ -101,11 +105,29 @@ class _Charged:
             if message["status"] == Unavailable.status:
                 # Before the caller knows, who may come again at once.
                 await self._allowances.refund(self._caller.tenant, self._caller.allowance, requests=1)
-            headers = MutableHeaders(scope=message)
-            headers["RateLimit-Limit"] = str(self._caller.allowance.at_once)
-            headers["RateLimit-Remaining"] = str(self._balance.remaining)
-            headers["RateLimit-Reset"] = str(math.ceil(self._balance.full_in_s))
+            MutableHeaders(scope=message).update(rate_headers(self._caller.allowance, self._balance))
         await self._send(message)
+
+
+def rate_headers(allowance: Allowance, balance: Balance) -> dict[str, str]:
+    """What an answer to a caller with a rate says about it."""
+    return {
+        "RateLimit-Limit": str(allowance.at_once),
+        "RateLimit-Remaining": str(balance.remaining),
+        "RateLimit-Reset": str(math.ceil(balance.full_in_s)),
+    }
+
+
+def _spent(allowance: Allowance, error: RateLimited) -> Balance:
+    """Nothing is left: the next request is free when the error says, the others one after another."""
+    others_s = (allowance.at_once - 1) * allowance.interval_ms / 1000
+    return Balance(0, (error.retry_after_s or 0.0) + others_s)
+
+
+def key_holder(keys: KeyRing, headers: Headers) -> Caller | None:
+    """Who has the one key of a request; None without a key, with a wrong one and with several."""
+    presented = presented_keys(headers)
+    return keys.find(presented[0]) if len(presented) == 1 else None
 
 
 def presented_keys(headers: Headers) -> list[str]:

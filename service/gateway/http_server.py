@@ -28,6 +28,7 @@ _READ_BYTES = 64 * 1024
 # Files of the process beside its connections: pipes, Redis, assets.
 _OTHER_FILES = 256
 _BACKLOG = 1024
+_SAME_SIGNAL_S = 1.0
 
 
 class GatewayConfig(uvicorn.Config):
@@ -115,6 +116,8 @@ class LimitedProtocol(HttpToolsProtocol):
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > MAX_HEADER_BYTES:
             self._refuse_head()
+        elif not self._names_one_host():
+            self._refuse(400, "bad_request", "the request needs one header Host")
         else:
             super().on_headers_complete()
 
@@ -188,6 +191,11 @@ class LimitedProtocol(HttpToolsProtocol):
         else:
             self.transport.close()
 
+    def _names_one_host(self) -> bool:
+        """Whether there is one Host, which HTTP/1.0 may leave out."""
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        return hosts == 1 or (hosts == 0 and self.parser.get_http_version() == "1.0")
+
     def _refuse_head(self) -> None:
         message = f"the headers have more than the {MAX_HEADER_BYTES:,} bytes allowed"
         self._refuse(431, "headers_too_large", message)
@@ -228,7 +236,8 @@ class GatewayServer(uvicorn.Server):
     """A server that first says that it is leaving and goes when the last running request has ended.
 
     The first SIGTERM or SIGINT calls `on_drain`; it goes on listening until no request runs, at most
-    `drain_s`. A second signal ends it at once.
+    `drain_s`. A second signal ends it at once, unless it comes within a second: whoever ends a group of
+    processes sends some of them the same signal twice.
     """
 
     def __init__(self, config: GatewayConfig, drain_s: float, on_drain: Callable[[], None]) -> None:
@@ -242,8 +251,16 @@ class GatewayServer(uvicorn.Server):
         if self._draining_since is None:
             self._draining_since = time.monotonic()
             self._on_drain()
-        else:
+        elif time.monotonic() - self._draining_since > _SAME_SIGNAL_S:
             self.should_exit = self.force_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the connections, then the application: in order too when nothing is waited for."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            for task in list(self.server_state.tasks):
+                task.cancel()
+            await self.lifespan.shutdown()
 
     async def on_tick(self, counter: int) -> bool:
         """Whether it is time to end; called each 100 ms."""

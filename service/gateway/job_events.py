@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.errors import ServiceError, Unavailable
+from service.gateway.answers import STATE_WORDS
 from service.gateway.desk import Desk, Ticket
 from service.gateway.offer import Offer
 from service.gateway.rendering import image_answer, pictures_of, usage_of
@@ -34,8 +35,7 @@ async def follow(desk: Desk, ticket: Ticket, after: str = "0") -> AsyncGenerator
     """All events of a job to its end. A client that leaves before cancels the job, unless it is kept."""
     try:
         view = await ticket.model.jobs.get(ticket.id, ticket.tenant)
-        eta_ms = ticket.model.fleet.speed.eta_ms(view)
-        yield JobEvent("queued", {"id": ticket.id, "position": view.position or 0, "eta_ms": eta_ms})
+        yield _queued(ticket, view)
         async for event in _progress(ticket, after):
             yield event
         for event in _result(ticket.model.offer, desk.collect(ticket)):
@@ -45,6 +45,12 @@ async def follow(desk: Desk, ticket: Ticket, after: str = "0") -> AsyncGenerator
     finally:
         if not ticket.outcome.done():
             desk.abandon(ticket)
+
+
+def _queued(ticket: Ticket, view: JobView) -> JobEvent:
+    """The first event. A job that waits no more has no position."""
+    state, eta_ms = STATE_WORDS[view.state], ticket.model.fleet.speed.eta_ms(view)
+    return JobEvent("queued", {"id": ticket.id, "state": state, "position": view.position, "eta_ms": eta_ms})
 
 
 async def _progress(ticket: Ticket, after: str) -> AsyncIterator[JobEvent]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import heapq
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,9 +11,12 @@ from functools import cached_property
 from models.bundle import TOKENIZER_WEIGHTS, Manifest
 from models.sampling_config import SamplingConfig
 from service.errors import InvalidRequest
+from service.gateway.refusals import shorten
 from service.settings import Settings
 
 _SUGGESTIONS = 3
+_CANDIDATES = 20
+_COMPARED = 60  # letters of an unknown name
 
 
 @dataclass(frozen=True)
@@ -70,25 +74,36 @@ class Offer:
         names += ["tokenizer"] if tokens else []
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
-    def check_class_id(self, class_id: int) -> int:
-        """Return `class_id`; InvalidRequest when there is no such class."""
+    def check_class_id(self, class_id: int, field: str = "class_id") -> int:
+        """Return `class_id`; InvalidRequest, which calls it `field`, when there is no such class."""
         if not 0 <= class_id < len(self.class_names):
-            raise InvalidRequest(f"class_id is {class_id}; allowed are 0 to {len(self.class_names) - 1}")
+            got, last = shorten(class_id), len(self.class_names) - 1
+            raise InvalidRequest(f"{field} is {got}; allowed are 0 to {last}")
         return class_id
 
-    def class_id(self, name: str) -> int:
-        """The class called `name`; InvalidRequest, with the nearest names, unless there is exactly one."""
+    def class_id(self, name: str, field: str = "class_name") -> int:
+        """The class called `name`; InvalidRequest, with the nearest names, unless there is exactly one.
+
+        `field`: what the request calls the name.
+        """
         ids = self._ids.get(name, [])
         if len(ids) == 1:
             return ids[0]
         if ids:
             several = " and ".join(map(str, ids))
             raise InvalidRequest(
-                f"class_name {name!r} is the name of the classes {several}; use class_id instead"
+                f"{field} {name!r} is the name of the classes {several}; use their numbers instead"
             )
-        near = difflib.get_close_matches(_plain(name), self._plain_names, _SUGGESTIONS, cutoff=0.5)
-        hint = " or ".join(repr(self._plain_names[one]) for one in near) or "one of those in GET /classes"
-        raise InvalidRequest(f"class_name is {name!r}, which is unknown; did you mean {hint}?")
+        hint = " or ".join(map(repr, self._nearest(name))) or "one of those in GET /classes"
+        raise InvalidRequest(f"{field} is {name!r}, which is unknown; did you mean {hint}?")
+
+    def _nearest(self, name: str) -> list[str]:
+        """The names most like `name`. Comparing it with a thousand of them would hold up everybody."""
+        plain = _plain(name[:_COMPARED])
+        pairs = _pairs(plain)
+        likely = heapq.nlargest(_CANDIDATES, self._plain_names, lambda one: _share(pairs, self._pairs[one]))
+        near = difflib.get_close_matches(plain, likely, _SUGGESTIONS, cutoff=0.5)
+        return [self._plain_names[one] for one in near]
 
     def search(self, text: str) -> list[int]:
         """Ids of the classes whose name contains `text`, in any case, with spaces for underscores."""
@@ -106,6 +121,21 @@ class Offer:
     def _plain_names(self) -> dict[str, str]:
         return {_plain(name): name for name in self.class_names}
 
+    @cached_property
+    def _pairs(self) -> dict[str, frozenset[str]]:
+        return {plain: _pairs(plain) for plain in self._plain_names}
+
 
 def _plain(name: str) -> str:
     return name.casefold().replace("_", " ").strip()
+
+
+def _pairs(plain: str) -> frozenset[str]:
+    """The pairs of neighbouring letters, with the space around the name."""
+    text = f" {plain} "
+    return frozenset(text[at : at + 2] for at in range(len(text) - 1))
+
+
+def _share(one: frozenset[str], other: frozenset[str]) -> float:
+    """How much two sets have in common, 0 to 1."""
+    return 2 * len(one & other) / (len(one) + len(other))

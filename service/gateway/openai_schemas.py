@@ -83,8 +83,8 @@ class ImagesBody(Body):
 
     def _class_id(self, offer: Offer) -> int:
         if self.prompt in offer.class_names or not self.prompt.isascii() or not self.prompt.isdecimal():
-            return offer.class_id(self.prompt)
-        return offer.check_class_id(int(self.prompt))
+            return offer.class_id(self.prompt, "prompt")
+        return offer.check_class_id(int(self.prompt), "prompt")
 
 
 IMAGES: TypeAdapter[ImagesBody] = TypeAdapter(ImagesBody)

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 from typing import Literal
 
+from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.errors import InvalidRequest
 from service.gateway.grids import FIT_MEANING
+from service.gateway.refusals import shorten
 from service.gateway.schemas import Encoding, ModelName, PictureFormat, ReconstructFormat
 from service.gateway.uploads import Fit
 
 
 class _Query(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def check_no_query(request: Request) -> None:
+    """For a path whose body says everything: InvalidRequest that names the first parameter of a query."""
+    if request.scope["query_string"]:
+        for name in request.query_params:
+            path = request.url.path
+            raise InvalidRequest(
+                f"the query parameter {shorten(name)} is not known; {path} takes none, "
+                "only the fields of its body"
+            )
 
 
 class ModelQuery(_Query):

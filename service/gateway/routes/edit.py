@@ -10,6 +10,7 @@ from service.gateway.caller import CallerDep
 from service.gateway.desk import OpenDesk, repeat_of
 from service.gateway.edits import EDIT
 from service.gateway.errand import Errand
+from service.gateway.queries import check_no_query
 from service.gateway.rendering import (
     image_answer,
     picture_response,
@@ -32,13 +33,15 @@ _ANSWER = openapi.answer(
 @router.post("/edit", responses=_ANSWER | openapi.post_errors(), openapi_extra=openapi.body(EDIT))
 async def edit(request: Request, desk: OpenDesk, caller: CallerDep) -> Response:
     """Flip, set, clear or mix bits of a picture's tokens, everywhere or in boxes, and look at the result."""
+    check_no_query(request)
     body = await read_json(request, EDIT, desk.any_body)
     model = await desk.model(body.model)
     body.check(model.offer)
     repeat = repeat_of(request, lambda: body.model_dump_json(exclude_unset=True).encode())
     errand = Errand(desk, request, model, caller, body.deadline_ms)
-    grid = body.edited(await errand.grids(body.sources), model.offer)
-    if body.format == "tokens":
+    tokens_only = body.format == "tokens"
+    grid = body.edited(await errand.grids(body.sources, charged=tokens_only), model.offer)
+    if tokens_only:
         return tokens_picture_answer([], grid, errand.usage, model.offer).response()
     ticket = await errand.accept("detokenize", DetokenizeJob.one(grid, body.format), repeat=repeat)
     view = await errand.outcome(ticket)

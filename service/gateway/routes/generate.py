@@ -12,6 +12,7 @@ from service.gateway.errand import Errand
 from service.gateway.event_stream import event_stream
 from service.gateway.job_events import follow
 from service.gateway.plain_route import PlainRoute
+from service.gateway.queries import check_no_query
 from service.gateway.rendering import picture_response, pictures_answer, pictures_of, wants_picture
 from service.gateway.schemas import GENERATE
 
@@ -36,11 +37,12 @@ async def generate(request: Request) -> Response:
     With `Accept: image/*` one picture comes as itself; several come as JSON whatever `Accept` says.
     """
     desk, caller = await open_desk(await desk_of(request)), await caller_of(request)
+    check_no_query(request)
     body = await read_json(request, GENERATE, desk.any_body)
+    repeat = repeat_of(request, lambda: body.model_dump_json(exclude_unset=True).encode())
     model = await desk.model(body.model)
     errand = Errand(desk, request, model, caller, body.deadline_ms)
     job = await errand.inset(body, body.job(model.offer, events=body.stream))
-    repeat = repeat_of(request, lambda: body.model_dump_json(exclude_unset=True).encode())
     ticket = await errand.accept(
         "generate", job, rows=len(job.seeds), priority=body.priority, repeat=repeat, events=body.stream
     )

@@ -2,13 +2,14 @@
 
 import asyncio
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from service.errors import Unavailable
 from service.gateway import openapi
 from service.gateway.answers import LiveAnswer, ReadyAnswer
 from service.gateway.desk import DeskDep
+from service.gateway.gate import key_holder
 from service.gateway.served_model import ServedModel
 from service.jobs.job import Depth
 from service.telemetry import CONTENT_TYPE
@@ -25,15 +26,17 @@ async def livez() -> Response:
 
 
 @router.get("/readyz", responses=openapi.answer(200, ReadyAnswer) | openapi.errors(503))
-async def readyz(desk: DeskDep) -> Response:
-    """Redis answers, a worker of some model is alive, and this gateway is not shutting down."""
+async def readyz(request: Request, desk: DeskDep) -> Response:
+    """Redis answers, a worker of some model is alive, and this gateway is not shutting down.
+
+    Where API keys are set, the workers are described to callers with a key only.
+    """
     await desk.check_open()
     workers = await desk.catalogue.workers()
-    return ReadyAnswer(
-        ready=True,
-        models={name: bool(its) for name, its in workers.items()},
-        workers=[one for its in workers.values() for one in its],
-    ).response()
+    answer = ReadyAnswer(ready=True, models={name: bool(its) for name, its in workers.items()})
+    if not desk.keys.required or key_holder(desk.keys, request.headers) is not None:
+        answer.workers = [one for its in workers.values() for one in its]
+    return answer.response()
 
 
 @router.get(

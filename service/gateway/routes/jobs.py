@@ -9,6 +9,7 @@ from starlette.responses import Response
 from service.errors import NotFound
 from service.gateway import openapi
 from service.gateway.answers import (
+    STATE_WORDS,
     ErrorAnswer,
     ErrorDetail,
     JobAnswer,
@@ -23,24 +24,16 @@ from service.gateway.errand import Errand
 from service.gateway.event_stream import event_stream, resume_point
 from service.gateway.job_events import follow
 from service.gateway.offer import Offer
-from service.gateway.queries import JobQuery
+from service.gateway.queries import JobQuery, check_no_query
 from service.gateway.rendering import grids_of, pictures_answer, pictures_of, tokens_answer
 from service.gateway.responses import job_error, request_id_of
 from service.gateway.schemas import ORDER, DetokenizeOrder, GenerateOrder, Order, TokenizeOrder
 from service.gateway.served_model import ServedModel
-from service.jobs.job import CANCELLED, DONE, ERROR, EXPIRED, QUEUED, RUNNING, JobView
+from service.jobs.job import DONE, QUEUED, JobView
 from service.jobs.payloads import DetokenizeJob, TokenizeJob
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-_WORDS = {
-    QUEUED: "queued",
-    RUNNING: "running",
-    DONE: "done",
-    ERROR: "failed",
-    CANCELLED: "cancelled",
-    EXPIRED: "expired",
-}
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -53,6 +46,7 @@ _ID = re.compile(r"[0-9a-f]{32}")
 )
 async def create(request: Request, desk: OpenDesk, caller: CallerDep) -> Response:
     """Take a job in and answer at once."""
+    check_no_query(request)
     order = await read_json(request, ORDER, desk.any_body)
     repeat = repeat_of(request, lambda: order.model_dump_json(exclude_unset=True).encode())
     model = await desk.model(order.model)
@@ -61,7 +55,7 @@ async def create(request: Request, desk: OpenDesk, caller: CallerDep) -> Respons
         answer = _answer(await ticket.model.jobs.get(ticket.id, ticket.tenant), ticket.model)
     except NotFound:
         # Redis lost everything between the two calls; this gateway submits the job again.
-        answer = JobAnswer.model_construct(id=ticket.id, kind=order.kind, state=_WORDS[QUEUED])
+        answer = JobAnswer.model_construct(id=ticket.id, kind=order.kind, state=STATE_WORDS[QUEUED])
     return answer.response(202, {"Location": f"/jobs/{ticket.id}"})
 
 
@@ -142,7 +136,7 @@ def checked(job_id: str) -> str:
 
 
 def _answer(view: JobView, model: ServedModel) -> JobAnswer:
-    answer = JobAnswer.model_construct(id=view.id, kind=view.kind, state=_WORDS[view.state])
+    answer = JobAnswer.model_construct(id=view.id, kind=view.kind, state=STATE_WORDS[view.state])
     if view.position is not None:
         answer.position = view.position
         answer.eta_ms = model.fleet.speed.eta_ms(view)
