@@ -26,7 +26,9 @@ def attack(request: pytest.FixtureRequest, gateway: Gateway) -> Iterator[str]:
 @pytest.mark.parametrize("attack", ATTACKS, indirect=True)
 def test_under_each_attack_a_good_client_is_served(gateway: Gateway, worker: FakeWorker, attack: str) -> None:
     connections = gateway.server.server_state.connections
-    until(lambda: len(connections) > ATTACKS[attack].sessions // 3)
+    # Huge headers are refused so soon that few of their connections are there at the same time.
+    at_once = 1 if attack == "huge-headers" else ATTACKS[attack].sessions // 3
+    until(lambda: len(connections) >= at_once)
     for seed in range(20):
         reply = gateway.client.post("/generate", json={"class_id": 1, "seed": seed})
         assert reply.json()["images"][0]["seed"] == seed
