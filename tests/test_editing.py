@@ -23,6 +23,7 @@ from service.gateway.reconstruction import compared, psnr_db
 from service.jobs.consumer import Consumer
 from service.jobs.job import ClaimedJob
 from service.jobs.payloads import DetokenizeJob, TokenizeJob
+from tests.gateway_answers import png
 from tests.gateway_harness import FakeWorker, Gateway, until
 from tests.gateway_harness import finish as fake_finish
 from tests.service_fixtures import Running
@@ -123,12 +124,6 @@ class Recorder:
         else:
             self.pictures += TokenizeJob.unpack(claimed.payload).count
         fake_finish(consumer, claimed)
-
-
-def png(value: int, size: tuple[int, int] = (20, 30)) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, (value, value, value)).save(file, "PNG")
-    return file.getvalue()
 
 
 def text(data: bytes) -> str:

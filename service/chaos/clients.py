@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import random
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
-
-import numpy as np
 
 from service.chaos import expected
 from service.chaos.http_client import Broken, HttpClient, Reply, message
@@ -31,6 +28,7 @@ from service.chaos.journal import (
     Turned,
     now,
 )
+from service.chaos.told import Told, digest_of_result, foreign
 from service.chaos.workload import Request
 
 PATIENCE_S = 75.0
@@ -38,7 +36,6 @@ PATIENCE_S = 75.0
 _MISSING_S = 20.0
 """A job that Redis has lost is back by then, if its gateway lives: a place goes to it before any new job."""
 _STATES = {200: DONE, 409: CANCELLED, 410: UNKNOWN, 500: FAILED, 504: EXPIRED}
-_STREAM_ERRORS = {"deadline_passed": 504, "cancelled": 409, "unavailable": 503}
 _JSON = {"Content-Type": "application/json"}
 
 
@@ -147,7 +144,7 @@ class Clients:
         began = now()
         while now() < began + PATIENCE_S:
             gateway, sent = self._any(), now()
-            told = _Told()
+            told = Told()
             reply = await self._send(request, gateway, "POST", path, body, headers, told=told, slowly=slowly)
             if told.job_id:
                 self._journal.write(Accepted(now(), request.n, told.job_id, sent, gateway, kept=False))
@@ -156,7 +153,7 @@ class Clients:
             await self._hold_off(began)
         self._journal.write(GaveUp(now(), request.n, ""))
 
-    def _conclude(self, request: Request, reply: Reply, told: _Told, sent: float) -> bool:
+    def _conclude(self, request: Request, reply: Reply, told: Told, sent: float) -> bool:
         """Write down what a waiting client was told; False when it has to ask again."""
         if reply.headers.get("content-type", "").startswith("text/event-stream"):
             answer = told.answer()
@@ -234,7 +231,7 @@ class Clients:
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
         *,
-        told: _Told | None = None,
+        told: Told | None = None,
         slowly: str = "",
     ) -> Reply | None:
         """One exchange; None when the connection broke."""
@@ -267,7 +264,7 @@ class Clients:
             crossed = f"job {content.get('id')} instead of {job_id}"
         if state == DONE:
             result = content.get("result", content)
-            digest, crossed = _digest(result), crossed or _foreign(request, result)
+            digest, crossed = digest_of_result(result), crossed or foreign(request, result)
         self._journal.write(Answered(now(), request.n, job_id, sent, state, code, digest, crossed))
 
     async def _hold_off(self, began: float) -> None:
@@ -276,54 +273,3 @@ class Clients:
 
     async def _pause(self, about_s: float = 0.25) -> None:
         await asyncio.sleep(self._rng.uniform(0.5, 1.5) * about_s)
-
-
-class _Told:
-    """The events of a stream, as far as they came."""
-
-    def __init__(self) -> None:
-        self._text = b""
-        self.job_id = ""
-
-    def feed(self, data: bytes) -> None:
-        self._text += data
-        if not self.job_id:
-            for name, content in self._events():
-                if name == "queued":
-                    self.job_id = str(content["id"])
-
-    def _events(self) -> list[tuple[str, Any]]:
-        events = []
-        for block in self._text.split(b"\n\n")[:-1]:
-            fields = dict(line.split(b": ", 1) for line in block.splitlines() if b": " in line)
-            if b"event" in fields:
-                events.append((fields[b"event"].decode(), json.loads(fields[b"data"])))
-        return events
-
-    def answer(self) -> tuple[int, Any] | None:
-        """How the stream ended, as the status and body of a plain answer; None when it was cut off."""
-        events = self._events()
-        names = [name for name, _ in events]
-        if "done" in names:
-            return 200, {"images": [content for name, content in events if name == "image"]}
-        for name, content in events:
-            if name == "error":
-                return _STREAM_ERRORS.get(content["code"], 500), {"error": content}
-        return None
-
-
-def _digest(result: Any) -> str:
-    if "indices" in result:
-        return expected.digest(np.array(result["indices"], dtype=np.int64))
-    image = result["images"][0]
-    if "indices" in image:
-        return expected.digest(np.array(image["indices"], dtype=np.int64))
-    return expected.digest_of_file(base64.b64decode(image["b64"]))
-
-
-def _foreign(request: Request, result: Any) -> str:
-    """What in a result of generation belongs to another request."""
-    image = result.get("images", [{}])[0]
-    if "seed" in image and (image["seed"], image["class_id"]) != (request.seed, request.class_id):
-        return f"seed {image['seed']} and class {image['class_id']} of another request"
-    return ""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
@@ -14,7 +12,7 @@ from fastapi import Depends, Request
 from starlette.requests import ClientDisconnect
 
 from models.bundle import Bundle
-from service.errors import InvalidRequest, Moved, QuotaExceeded, ServiceError, Unavailable
+from service.errors import Moved, QuotaExceeded, ServiceError, Unavailable
 from service.gateway.bodies import BodyLimits, BodyRoom
 from service.gateway.caller import Caller
 from service.gateway.catalogue import Catalogue
@@ -23,28 +21,19 @@ from service.gateway.key_ring import KeyRing
 from service.gateway.responses import job_error
 from service.gateway.served_model import ServedModel
 from service.gateway.spans import open_spans
+from service.gateway.wish import Wish
 from service.jobs.allowance import UNLIMITED, Allowance, Allowances
-from service.jobs.job import DONE, JobView, Kind, NewJob, Priority
-from service.jobs.payloads import GenerateJob, Payload
-from service.jobs.speed import cost_of
+from service.jobs.job import DONE, JobView, NewJob
+from service.jobs.payloads import GenerateJob
 from service.logs import note_job
 from service.settings import Settings
 from service.telemetry import GatewayMetrics
 
 log = logging.getLogger(__name__)
 
-_MAX_KEY = 255
 _DRAIN_RETRY_S = 2.0
 _MOVES = 3  # revisions that may be published while one job is submitted
 _SMALL_BODY = 1 << 20
-
-
-@dataclass(frozen=True)
-class Repeat:
-    """An idempotency key and the digest of the request that came with it."""
-
-    key: str
-    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -104,47 +93,14 @@ class Desk:
         """The model `name`, or the default, with a living worker. Raises InvalidRequest, Unavailable."""
         return await self.catalogue.pick(name)
 
-    async def accept(
-        self,
-        model: ServedModel,
-        caller: Caller,
-        kind: Kind,
-        payload: Payload,
-        *,
-        rows: int,
-        deadline_ms: int,
-        priority: Priority = "interactive",
-        repeat: Repeat | None = None,
-        keep: bool = False,
-        events: bool = False,
-        charged: bool = True,
-    ) -> Ticket:
-        """Queue a job; a repeated idempotency key gives the ticket of the first one. Raises ServiceError.
-
-        `charged`: its rows count among the caller's images of the day.
-        """
-        keep = keep or repeat is not None
-        job = NewJob(
-            id=uuid.uuid4().hex,
-            kind=kind,
-            payload=payload.pack(),
-            fingerprint=repeat.fingerprint if repeat else "",
-            rows=rows,
-            cost=cost_of(payload),
-            tenant=caller.tenant,
-            tenant_jobs=caller.open_jobs,
-            priority=priority,
-            deadline_ms=deadline_ms,
-            idempotency_key=repeat.key if repeat else None,
-            keep_result=keep,
-            wants_events=events,
-        )
-        allowance = caller.allowance if charged else UNLIMITED
-        model, job_id = await self._charge(model, allowance, job)
+    async def accept(self, model: ServedModel, caller: Caller, wish: Wish, deadline_ms: int) -> Ticket:
+        """Queue a job; a repeated idempotency key gives the ticket of the first one. Raises ServiceError."""
+        job = wish.job(caller, deadline_ms)
+        model, job_id = await self._charge(model, caller.allowance if wish.charged else UNLIMITED, job)
         note_job(job_id)
         counted = job_id == job.id
         outcome = self._spawn(self._settle(model, job_id, counted))
-        return Ticket(job_id, model, caller.tenant, outcome, keep, counted)
+        return Ticket(job_id, model, caller.tenant, outcome, job.keep_result, counted)
 
     async def _charge(self, model: ServedModel, allowance: Allowance, job: NewJob) -> tuple[ServedModel, str]:
         """Submit `job` and charge for its pictures, unless it is turned away or was there before."""
@@ -249,23 +205,6 @@ class Desk:
 
 def _holds_tokens(job: NewJob) -> bool:
     return job.kind == "detokenize" or (job.kind == "generate" and bool(GenerateJob.unpack(job.payload).mask))
-
-
-def repeat_of(request: Request, content: Callable[[], bytes]) -> Repeat | None:
-    """The request's Idempotency-Key with a digest of path, query and `content()`; None without one.
-
-    Raises InvalidRequest for a key that is empty, too long or not printable ASCII.
-    """
-    key = request.headers.get("idempotency-key")
-    if key is None:
-        return None
-    if not 1 <= len(key) <= _MAX_KEY or not key.isascii() or not key.isprintable():
-        raise InvalidRequest(
-            f"Idempotency-Key has {len(key)} characters; allowed are 1 to {_MAX_KEY} printable ASCII ones"
-        )
-    digest = hashlib.sha256(f"{request.url.path}?{request.url.query}\n".encode())
-    digest.update(content())
-    return Repeat(key, digest.hexdigest())
 
 
 async def _departure(request: Request) -> None:

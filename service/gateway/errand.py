@@ -14,15 +14,16 @@ from service.gateway.answers import Usage
 from service.gateway.bodies import check_size
 from service.gateway.caller import Caller
 from service.gateway.decoder_pool import Pixels
-from service.gateway.desk import Desk, Repeat, Ticket
+from service.gateway.desk import Desk, Ticket
 from service.gateway.grids import Source, check_grid, from_base64
 from service.gateway.masks import check_mask, mask_of_pixels, mask_of_rows
 from service.gateway.rendering import grids_of
 from service.gateway.schemas import GenerateBody, inset
 from service.gateway.served_model import ServedModel
 from service.gateway.uploads import Fit, Ground
-from service.jobs.job import JobView, Kind, Priority
-from service.jobs.payloads import GenerateJob, Payload, TokenizeJob
+from service.gateway.wish import Wish
+from service.jobs.job import JobView
+from service.jobs.payloads import GenerateJob, TokenizeJob
 
 
 class Errand:
@@ -38,35 +39,12 @@ class Errand:
         self._ends_s = _now_s() + deadline_ms / 1000
         self._done: list[JobView] = []
 
-    async def accept(
-        self,
-        kind: Kind,
-        payload: Payload,
-        *,
-        rows: int = 1,
-        priority: Priority = "interactive",
-        repeat: Repeat | None = None,
-        keep: bool = False,
-        events: bool = False,
-        charged: bool = True,
-    ) -> Ticket:
+    async def accept(self, wish: Wish) -> Ticket:
         """`Desk.accept` for caller and model, with what is left of the time. Raises DeadlinePassed too."""
         left_ms = round((self._ends_s - _now_s()) * 1000)
         if left_ms < 1:
             raise DeadlinePassed("the deadline passed before the request could be queued")
-        return await self.desk.accept(
-            self.model,
-            self.caller,
-            kind,
-            payload,
-            rows=rows,
-            deadline_ms=left_ms,
-            priority=priority,
-            repeat=repeat,
-            keep=keep,
-            events=events,
-            charged=charged,
-        )
+        return await self.desk.accept(self.model, self.caller, wish, left_ms)
 
     async def fitted(self, uploads: Sequence[tuple[bytes, Fit]], ground: Ground = "white") -> Pixels:
         """The pictures as the model reads them, u8 (count, size, size, 3), decoded in another process."""
@@ -82,8 +60,7 @@ class Errand:
 
         It is charged to the caller's images only where no other job follows that is.
         """
-        job = TokenizeJob.of(pixels)
-        ticket = await self.accept("tokenize", job, rows=len(pixels), charged=charged)
+        ticket = await self.accept(Wish(TokenizeJob.of(pixels), charged=charged))
         return grids_of(await self.outcome(ticket))
 
     async def grids(self, sources: Sequence[Source], *, charged: bool = False) -> list[Indices]:

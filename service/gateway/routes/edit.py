@@ -7,7 +7,7 @@ from service.gateway import openapi
 from service.gateway.answers import TokensPictureAnswer
 from service.gateway.bodies import read_json
 from service.gateway.caller import CallerDep
-from service.gateway.desk import OpenDesk, repeat_of
+from service.gateway.desk import OpenDesk
 from service.gateway.edits import EDIT
 from service.gateway.errand import Errand
 from service.gateway.queries import check_no_query
@@ -18,6 +18,8 @@ from service.gateway.rendering import (
     tokens_picture_answer,
     wants_picture,
 )
+from service.gateway.repeat import repeat_of
+from service.gateway.wish import Wish
 from service.jobs.payloads import DetokenizeJob
 
 router = APIRouter(tags=["tokens"])
@@ -43,7 +45,7 @@ async def edit(request: Request, desk: OpenDesk, caller: CallerDep) -> Response:
     grid = body.edited(await errand.grids(body.sources, charged=tokens_only), model.offer)
     if tokens_only:
         return tokens_picture_answer([], grid, errand.usage, model.offer).response()
-    ticket = await errand.accept("detokenize", DetokenizeJob.one(grid, body.format), repeat=repeat)
+    ticket = await errand.accept(Wish(DetokenizeJob.one(grid, body.format), repeat=repeat))
     view = await errand.outcome(ticket)
     pictures = pictures_of(view)
     if wants_picture(request.headers.get("accept", ""), pictures.format):

@@ -7,14 +7,16 @@ from service.gateway import openapi
 from service.gateway.answers import PicturesAnswer
 from service.gateway.bodies import read_json
 from service.gateway.caller import caller_of
-from service.gateway.desk import desk_of, open_desk, repeat_of
+from service.gateway.desk import desk_of, open_desk
 from service.gateway.errand import Errand
 from service.gateway.event_stream import event_stream
 from service.gateway.job_events import follow
 from service.gateway.plain_route import PlainRoute
 from service.gateway.queries import check_no_query
 from service.gateway.rendering import picture_response, pictures_answer, pictures_of, wants_picture
+from service.gateway.repeat import repeat_of
 from service.gateway.schemas import GENERATE
+from service.gateway.wish import Wish
 
 router = APIRouter(tags=["pictures"], route_class=PlainRoute)
 
@@ -43,9 +45,7 @@ async def generate(request: Request) -> Response:
     model = await desk.model(body.model)
     errand = Errand(desk, request, model, caller, body.deadline_ms)
     job = await errand.inset(body, body.job(model.offer, events=body.stream))
-    ticket = await errand.accept(
-        "generate", job, rows=len(job.seeds), priority=body.priority, repeat=repeat, events=body.stream
-    )
+    ticket = await errand.accept(Wish(job, priority=body.priority, repeat=repeat))
     if body.stream:
         return event_stream(follow(desk, ticket))
     view = await desk.outcome(ticket, request)

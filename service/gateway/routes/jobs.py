@@ -19,16 +19,18 @@ from service.gateway.answers import (
 )
 from service.gateway.bodies import read_json
 from service.gateway.caller import CallerDep
-from service.gateway.desk import DeskDep, OpenDesk, Repeat, Ticket, repeat_of
+from service.gateway.desk import DeskDep, OpenDesk, Ticket
 from service.gateway.errand import Errand
 from service.gateway.event_stream import event_stream, resume_point
 from service.gateway.job_events import follow
 from service.gateway.offer import Offer
 from service.gateway.queries import JobQuery, check_no_query
 from service.gateway.rendering import grids_of, pictures_answer, pictures_of, tokens_answer
+from service.gateway.repeat import Repeat, repeat_of
 from service.gateway.responses import job_error, request_id_of
 from service.gateway.schemas import ORDER, DetokenizeOrder, GenerateOrder, Order, TokenizeOrder
 from service.gateway.served_model import ServedModel
+from service.gateway.wish import Wish
 from service.jobs.job import DONE, QUEUED, JobView
 from service.jobs.payloads import DetokenizeJob, TokenizeJob
 
@@ -62,21 +64,13 @@ async def create(request: Request, desk: OpenDesk, caller: CallerDep) -> Respons
 async def _accept(errand: Errand, order: Order, repeat: Repeat | None) -> Ticket:
     if isinstance(order, GenerateOrder):
         drawing = await errand.inset(order, order.job(errand.model.offer, events=True))
-        return await errand.accept(
-            "generate",
-            drawing,
-            rows=len(drawing.seeds),
-            priority=order.priority,
-            repeat=repeat,
-            keep=True,
-            events=True,
-        )
+        return await errand.accept(Wish(drawing, order.priority, repeat, keep=True))
     if isinstance(order, DetokenizeOrder):
         job = DetokenizeJob.one(order.token_grid(errand.model.offer), order.format or "png")
-        return await errand.accept("detokenize", job, repeat=repeat, keep=True)
+        return await errand.accept(Wish(job, repeat=repeat, keep=True))
     assert isinstance(order, TokenizeOrder)
     images = TokenizeJob.of(await errand.fitted([(order.upload(), order.fit)]))
-    return await errand.accept("tokenize", images, repeat=repeat, keep=True)
+    return await errand.accept(Wish(images, repeat=repeat, keep=True))
 
 
 @router.get(

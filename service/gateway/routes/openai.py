@@ -14,7 +14,7 @@ from service.errors import NotFound, Unavailable
 from service.gateway import openapi
 from service.gateway.bodies import read_json
 from service.gateway.caller import CallerDep
-from service.gateway.desk import DeskDep, OpenDesk, Ticket, repeat_of
+from service.gateway.desk import DeskDep, OpenDesk, Ticket
 from service.gateway.event_stream import event_stream
 from service.gateway.job_events import JobEvent, follow
 from service.gateway.offer import Offer
@@ -29,7 +29,9 @@ from service.gateway.openai_schemas import (
     size_of,
 )
 from service.gateway.rendering import image_answer, pictures_of
+from service.gateway.repeat import repeat_of
 from service.gateway.served_model import ServedModel
+from service.gateway.wish import Wish
 from service.jobs.job import JobView
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
@@ -50,16 +52,7 @@ async def generations(request: Request, desk: OpenDesk, caller: CallerDep) -> Re
     drawing = body.drawing(model.offer)
     job = drawing.job(model.offer, events=drawing.stream)
     repeat = repeat_of(request, lambda: body.model_dump_json(exclude_unset=True).encode())
-    ticket = await desk.accept(
-        model,
-        caller,
-        "generate",
-        job,
-        rows=len(job.seeds),
-        deadline_ms=body.deadline_ms,
-        repeat=repeat,
-        events=drawing.stream,
-    )
+    ticket = await desk.accept(model, caller, Wish(job, repeat=repeat), body.deadline_ms)
     if body.stream:
         return event_stream(_stream(follow(desk, ticket), ticket, body))
     return _answer(await desk.outcome(ticket, request), ticket.model.offer, body).response()

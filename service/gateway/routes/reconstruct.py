@@ -11,7 +11,7 @@ from service.errors import InvalidRequest
 from service.gateway import openapi
 from service.gateway.answers import TokensPictureAnswer
 from service.gateway.caller import CallerDep
-from service.gateway.desk import OpenDesk, repeat_of
+from service.gateway.desk import OpenDesk
 from service.gateway.errand import Errand
 from service.gateway.picture_bodies import PICTURES_BODY, read_upload
 from service.gateway.queries import ReconstructQuery
@@ -23,6 +23,8 @@ from service.gateway.rendering import (
     tokens_picture_answer,
     wants_picture,
 )
+from service.gateway.repeat import repeat_of
+from service.gateway.wish import Wish
 from service.jobs.payloads import DetokenizeJob
 
 router = APIRouter(tags=["tokens"])
@@ -52,7 +54,7 @@ async def reconstruct(
     pixels = await errand.fitted([(upload.files[0], query.fit)])
     repeat = repeat_of(request, pixels.tobytes)
     [grid] = await errand.tokenize(pixels)
-    ticket = await errand.accept("detokenize", DetokenizeJob.one(grid, "npy"), repeat=repeat)
+    ticket = await errand.accept(Wish(DetokenizeJob.one(grid, "npy"), repeat=repeat))
     view = await errand.outcome(ticket)
     decoded = pictures_of(view)
     # Encoding a picture takes milliseconds in which the event loop serves others.

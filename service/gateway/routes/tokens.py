@@ -12,7 +12,7 @@ from service.gateway import npy, openapi
 from service.gateway.answers import PicturesAnswer, TokensAnswer, TokensListAnswer
 from service.gateway.bodies import media_type, read_body, read_json
 from service.gateway.caller import CallerDep
-from service.gateway.desk import OpenDesk, repeat_of
+from service.gateway.desk import OpenDesk
 from service.gateway.errand import Errand
 from service.gateway.grids import check_grid
 from service.gateway.offer import Offer
@@ -26,7 +26,9 @@ from service.gateway.rendering import (
     tokens_answer,
     wants_picture,
 )
+from service.gateway.repeat import repeat_of
 from service.gateway.schemas import DEFAULT_DEADLINE_MS, DETOKENIZE
+from service.gateway.wish import Wish
 from service.jobs.payloads import DetokenizeJob, TokenizeJob
 
 router = APIRouter(tags=["tokens"])
@@ -61,7 +63,7 @@ async def tokenize(
     errand = Errand(desk, request, model, caller, upload.deadline_ms)
     images = await errand.fitted([(data, query.fit) for data in upload.files])
     repeat = repeat_of(request, images.tobytes)
-    ticket = await errand.accept("tokenize", TokenizeJob.of(images), rows=len(images), repeat=repeat)
+    ticket = await errand.accept(Wish(TokenizeJob.of(images), repeat=repeat))
     grids = grids_of(await errand.outcome(ticket))
     if query.encoding == "npy":
         return Response(npy.write_npy(grids[0]), media_type=npy.MEDIA_TYPE)
@@ -90,7 +92,7 @@ async def detokenize(
         file_format, deadline_ms = body.format or query.format, body.deadline_ms
     repeat = repeat_of(request, lambda: grid.tobytes() + file_format.encode())
     errand = Errand(desk, request, model, caller, deadline_ms)
-    ticket = await errand.accept("detokenize", DetokenizeJob.one(grid, file_format), repeat=repeat)
+    ticket = await errand.accept(Wish(DetokenizeJob.one(grid, file_format), repeat=repeat))
     view = await errand.outcome(ticket)
     pictures = pictures_of(view)
     if wants_picture(request.headers.get("accept", ""), pictures.format):
