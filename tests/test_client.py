@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
@@ -19,6 +19,7 @@ import pytest
 
 from models.bundle import Bundle
 from models.errors import InputError
+from service.bench.running import free_port
 from service.client import remote as remote_module
 from service.client.picture_set import PictureSet, Portion, SetPlan, read_plan
 from service.client.remote import Remote
@@ -29,12 +30,6 @@ from tests.service_fixtures import Running
 NAMES = ("apple", "sweet/sour cherry", "fig")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def command(url: str, out: Path, *more: str) -> list[str]:
     place = ("--server", url, "--out", str(out))
     return [sys.executable, "-m", "maskbit_cli", "generate", *place, *more]
@@ -42,6 +37,12 @@ def command(url: str, out: Path, *more: str) -> list[str]:
 
 def run(url: str, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(url, out, *more), capture_output=True, text=True, timeout=100, check=False)
+
+
+def interruptible(words: list[str]) -> subprocess.Popen[str]:
+    """A process that hears SIGINT, also where the tests themselves run in the background."""
+    restored = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=restored)
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -64,7 +65,7 @@ def test_an_interrupted_set_goes_on_where_it_stopped(
     url = f"http://127.0.0.1:{gateway.port}"
     wish = ("--classes", "0-4", "--per-class", "16", "--parallel", "1")
     worker.gate.clear()
-    first = subprocess.Popen(command(url, tmp_path, *wish), stderr=subprocess.PIPE, text=True)
+    first = interruptible(command(url, tmp_path, *wish))
     until(lambda: worker.claimed, 30)
     worker.gate.set()
     until(lambda: len(files_in(tmp_path)) >= 16, 30)
@@ -83,7 +84,7 @@ def test_an_interrupted_set_goes_on_where_it_stopped(
 def test_an_interrupt_waits_for_no_answer(gateway: Gateway, worker: FakeWorker, tmp_path: Path) -> None:
     worker.gate.clear()
     wish = command(f"http://127.0.0.1:{gateway.port}", tmp_path, "--classes", "0-1", "--parallel", "2")
-    client = subprocess.Popen(wish, stderr=subprocess.PIPE, text=True)
+    client = interruptible(wish)
     until(lambda: worker.claimed, 30)
     client.send_signal(signal.SIGINT)
     # The closed connection cancels the job that the worker still holds.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,6 +26,7 @@ Durability = Literal["always", "everysec", "off"]
 
 READY_TIMEOUT_S = 60.0
 _POLL_S = 0.05
+_QUIET_PORTS = (10_000, 30_000)
 _PARTS = ("gateway", "worker")
 
 
@@ -39,10 +41,15 @@ class RunningService:
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that nobody listens on.
+
+    None that the system might give to somebody's outgoing connection before it is used.
+    """
+    while True:
+        port = random.randrange(*_QUIET_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @contextmanager
