@@ -46,7 +46,7 @@ test: check  ## everything: check, then all tests (PYTEST_ARGS)
 	@echo "== pytest"
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-chaos: $(VENV)/.run  ## break the service on purpose: faults and mutants (CHAOS_ARGS)
+chaos: $(VENV)/.run  ## break the service on purpose: faults and mutants (CHAOS_ARGS, such as --controls)
 	@echo "== chaos"
 	@$(BIN)/maskbit chaos $(CHAOS_ARGS)
 

@@ -93,6 +93,8 @@ def test_the_load_report_has_every_scheduler_and_the_service() -> None:
     assert result.exit_code == 0, result.output
     for line in ("bare full batches", "engine, saturated", "service, saturated", "12 requests at"):
         assert re.search(rf"^{line} +[\d.]+", result.output, re.MULTILINE), result.output
+    own = r"^whole requests, fixed batch, saturated [\d.]+ pictures/s: \d+% of it is offered$"
+    assert re.search(own, result.output, re.MULTILINE), result.output
     numbers = r" +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+"
     for title in ("whole requests, fixed batch", "whole requests, early exit", "step-level, HTTP and queue"):
         assert re.search(rf"^{title}{numbers} +[\d.]+ +[\d.]+ +([\d.]+|inf)$", result.output, re.MULTILINE)

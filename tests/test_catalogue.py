@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +19,13 @@ from redis import Redis
 from models.bundle import MANIFEST, Bundle, Manifest, open_bundle, open_bundles
 from models.errors import ConfigError
 from service.errors import Moved
+from service.gateway.lineage import Lineage
+from service.jobs.consumer import Consumer
 from service.jobs.job import NewJob, QueueLimits
 from service.jobs.keys import Keys, manifests_of, revisions_of
-from service.jobs.registry import is_registered, newest, register
+from service.jobs.registry import Registry, is_registered, newest, register
 from service.jobs.store import JobStore
+from service.settings import Settings
 from tests.gateway_harness import FakeWorker, Gateway, gateway_running, until
 
 DRAW = {"class_id": 1, "seed": 7, "steps": 2, "format": "tokens"}
@@ -279,6 +284,25 @@ def test_a_job_for_a_revision_that_is_closed_meanwhile_goes_to_the_next_one(
             assert (len(before.claimed) - claimed, len(after.claimed)) == (0, 1)
 
 
+def test_a_job_of_a_revision_that_a_gateway_has_not_noticed_yet_is_found_there(
+    gateway_redis: str, redis: Redis, make: Callable[..., Bundle]
+) -> None:
+    old, new = make(1), make(2)
+    with (
+        gateway_running(old, gateway_redis) as quick,
+        gateway_running(old, gateway_redis) as slow,
+        working(quick, gateway_redis, old),
+    ):
+        until(lambda: draw(slow).status_code == 200)
+        blinded(slow)
+        with working(quick, gateway_redis, new):
+            until(lambda: bundle_in_use(quick) == new.ref)
+            location = start_job(quick).headers["location"]
+            assert slow.client.get(location).status_code in (200, 202)
+            assert done(slow, location)["bundle"] == new.ref
+            assert slow.client.get("/jobs/" + 32 * "0").status_code == 404
+
+
 def test_a_job_that_the_next_revision_would_take_for_another_is_refused_for_now(
     gateway_redis: str, redis: Redis, make: Callable[..., Bundle]
 ) -> None:
@@ -382,7 +406,7 @@ async def test_a_revision_with_a_worker_a_job_or_an_open_door_is_not_forgotten(
     store = JobStore(gateway_redis, keys, QueueLimits())
     await store.start()
     assert not await store.dissolve()
-    await store.close_door()
+    await store.close_door(1)
     assert not await store.dissolve(), "a worker may still be about to end"
     close_door(redis, bundle)
     for key in (keys.workers, keys.open, keys.results):
@@ -392,6 +416,61 @@ async def test_a_revision_with_a_worker_a_job_or_an_open_door_is_not_forgotten(
     assert await store.dissolve()
     with pytest.raises(Moved):
         await store.submit(NewJob("late", "generate", b"", fingerprint=""))
-    await store.open_door()
+    await store.open_door(2)
     assert not await store.dissolve()
     await store.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_two_gateways_that_turn_at_once_never_leave_two_doors_open(
+    gateway_redis: str, redis: Redis, make: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundles, rng = [make(1), make(2)], random.Random(1)
+    settings = Settings(redis_url=gateway_redis, lease_s=60)
+    for bundle in bundles:
+        register(redis, "tiny", bundle.revision, bundle.text)
+        worker = Consumer(
+            gateway_redis, Keys("tiny", bundle.revision), f"worker-{bundle.revision}", settings.queue_limits()
+        )
+        worker.announce({"runtime": "noop", "device": "cpu", "bundle": bundle.ref})
+        worker.close()
+        close_door(redis, bundle)
+
+    def opened() -> list[Bundle]:
+        return [one for one in bundles if not redis.exists(key_called("closed", one))]
+
+    def late(plain: Callable[[JobStore, int], Awaitable[bool]]) -> Callable[[JobStore, int], Awaitable[bool]]:
+        async def move(store: JobStore, turn: int) -> bool:
+            await asyncio.sleep(rng.uniform(0, 0.005))
+            moved = await plain(store, turn)
+            assert len(opened()) <= 1
+            return moved
+
+        return move
+
+    for name in ("open_door", "close_door"):
+        monkeypatch.setattr(JobStore, name, late(getattr(JobStore, name)))
+    registry = Registry(gateway_redis)
+    gateways = [Lineage(bundle, registry, settings, gateway_redis) for bundle in bundles]
+    for gateway in gateways:
+        await gateway.current.open()
+
+    async def look(gateway: Lineage) -> None:
+        await asyncio.sleep(rng.uniform(0, 0.005))
+        await gateway.look()
+
+    before, latest = bundles
+    for _ in range(40):
+        register(redis, "tiny", before.revision, before.text)
+        turning = [asyncio.create_task(look(gateway)) for gateway in gateways]
+        await asyncio.sleep(rng.uniform(0, 0.01))
+        register(redis, "tiny", latest.revision, latest.text)
+        await asyncio.gather(*turning, *(look(gateway) for gateway in gateways))
+    for gateway in gateways:
+        await gateway.look()
+        assert gateway.current.offer.bundle == latest.ref
+    assert opened() == [latest]
+    for gateway in gateways:
+        await gateway.close()
+    await registry.close()

@@ -8,6 +8,7 @@ import pytest
 
 from service.chaos.checker import RULES, check
 from service.chaos.expected import right_digest
+from service.chaos.http_client import TIMEOUT_S
 from service.chaos.journal import (
     CANCELLED,
     DONE,
@@ -169,6 +170,20 @@ def test_an_expired_job_with_a_generous_deadline_was_lost() -> None:
 
 def test_requests_that_are_never_taken_in_are_flagged_when_there_are_many() -> None:
     assert broken(asked(), GaveUp(80.0, 1, "")) == {"stuck"}
+
+
+@pytest.mark.parametrize("action", ["wait", "stream"])
+def test_a_request_without_an_answer_is_flagged_unless_there_was_a_fault(action: str) -> None:
+    # It was sent at 20 s.
+    story = [asked(action=action), Turned(20.0 + TIMEOUT_S, 1, 0, "TimeoutError: "), answered(40.0)]
+
+    assert broken(*story) == {"stuck"}
+    assert broken(*story, Fault(10.0, 17.9, "link-reset", "gateway-0")) == {"stuck"}
+    assert broken(*story, Fault(35.1, 36.0, "link-reset", "gateway-0")) == {"stuck"}
+    for fault in (Fault(10.0, 18.1, "link-reset", "gateway-0"), Fault(30.0, 36.0, "redis-kill", "redis")):
+        assert broken(*story, fault) == set()
+    cut_off = Turned(35.0, 1, 0, "IncompleteReadError: 0 bytes read")
+    assert broken(asked(action=action), cut_off, answered(40.0)) == set()
 
 
 def test_redis_that_grows_without_results_is_flagged() -> None:

@@ -148,6 +148,7 @@ def test_faults_hit_what_their_kind_says() -> None:
             "slow": GATEWAYS,
             "link": (*GATEWAYS, *WORKERS),
             "redis": ("redis",),
+            "publish": ("bundle",),
             OVERLOAD: ("clients",),
         }[family]
         assert fault.target in allowed
@@ -205,7 +206,8 @@ def test_expected_tokens_and_pixels_are_those_of_the_runtime() -> None:
 def test_each_mutant_still_finds_what_it_breaks(name: str) -> None:
     mutant = MUTANTS[name]
     assert applies(mutant)
-    changed = [one for one in scripts.WORKER if mutated(mutant)(one) != scripts.source(one)]
+    every = (*scripts.GATEWAY, *scripts.WORKER)
+    changed = [one for one in every if mutated(mutant)(one) != scripts.source(one)]
     assert bool(changed) == bool(mutant.edits)
     assert of_mutant(name, 1).shape.mutant == name
     assert of_mutant(name, 1, control=True).shape.mutant == ""

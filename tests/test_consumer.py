@@ -310,9 +310,10 @@ def test_poison_is_given_up_and_an_innocent_beside_it_survives(
     redis_url: str, keys: Keys, hire: Hire, raw: Redis
 ) -> None:
     poison = submit(redis_url, keys, payload=b"poison")
+    heavy = submit(redis_url, keys, payload=bytes(1 << 20))
     innocent = submit(redis_url, keys, payload=b"innocent")
     crashed = hire()
-    assert len(crashed.claim_some(2, generate=True, codec=True, block_s=0)) == 2
+    assert len(crashed.claim_some(3, generate=True, codec=True, block_s=0)) == 3
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline and raw.zcard(keys.open):
         consumer = hire()
@@ -327,7 +328,8 @@ def test_poison_is_given_up_and_an_innocent_beside_it_survives(
     assert (given_up.state, given_up.error_code, given_up.attempts) == ("E", "poisoned", 3)
     assert 0 < raw.ttl(keys.dead) <= 7 * 86_400
     dead: Any = raw.xrange(keys.dead)
-    assert [(fields[b"id"].decode(), fields[b"payload"]) for _, fields in dead] == [(poison, b"poison")]
+    kept = {f[b"id"].decode(): (f.get(b"payload"), f.get(b"payload_bytes")) for _, f in dead}
+    assert kept == {poison: (b"poison", None), heavy: (None, b"1048576")}
     assert raw.xlen(keys.interactive) == 0
 
 

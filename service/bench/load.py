@@ -56,7 +56,11 @@ def bench_load(
     full = all_at_once(_SATURATION_BATCHES * slots)
     saturated = run_engine(runtime, bundle.manifest, SlotTable(slots), full).rate
     yield f"engine, saturated  {saturated:8.3f} pictures/s, {saturated / bare:.2f} of bare"
-    arrivals = poisson(requests, share * saturated)
+    offered = share * saturated
+    for table in (FixedBatchTable, EarlyExitTable):
+        own = run_engine(runtime, bundle.manifest, table(slots), full).rate
+        yield f"{_TITLES[table]}, saturated {own:.3f} pictures/s: {offered / own:.0%} of it is offered"
+    arrivals = poisson(requests, offered)
     outcomes = {
         title: run_engine(runtime, bundle.manifest, table(slots), arrivals)
         for table, title in _TITLES.items()
@@ -68,11 +72,9 @@ def bench_load(
             rate = run_service(service.port, classes, full).rate
             yield f"service, saturated {rate:8.3f} pictures/s, {rate / bare:.2f} of bare"
             outcomes["step-level, HTTP and queue"] = run_service(service.port, classes, arrivals)
-    offered = share * saturated
     yield ""
-    yield (
-        f"{requests} requests at {offered:.3f}/s, {share:.0%} of saturation; good: within {limit:g} x alone"
-    )
+    load = f"{requests} requests at {offered:.3f}/s, {share:.0%} of step-level saturation"
+    yield f"{load}; good: within {limit:g} x alone"
     yield from _table(outcomes, alone_s, limit)
 
 

@@ -20,6 +20,7 @@ from itertools import pairwise
 from service.chaos import journal
 from service.chaos.evidence import Evidence
 from service.chaos.expected import right_digest
+from service.chaos.http_client import TIMEOUT_S
 from service.chaos.journal import (
     Accepted,
     Answered,
@@ -95,13 +96,20 @@ class Rules:
                 yield f"{seen.name(job_id)}: {', '.join(sorted(states)) or 'no end'}"
 
     def stuck(self) -> Iterator[str]:
-        """I1: no client waits longer than any job may take, and hardly any in vain for being taken in."""
+        """I1: no client waits longer than any job may take, and hardly any in vain for being taken in.
+
+        Without a fault each exchange has an answer, though a repeated one might still succeed.
+        """
         seen = self._seen
         taken = {accepted.n for accepted in seen.accepted.values()}
         refused = {event.n for event in only(seen.events, GaveUp) if event.n not in taken}
         for event in only(seen.events, GaveUp):
             if event.n in taken:
                 yield f"request {event.n} ({seen.asked[event.n].action}) {event.id[:8]}".rstrip()
+        for turned in only(seen.events, Turned):
+            timed_out = turned.status == 0 and turned.code.startswith("TimeoutError")
+            if timed_out and not seen.faulted_between(turned.t - TIMEOUT_S - RECOVERY_S, turned.t):
+                yield f"request {turned.n} ({seen.asked[turned.n].action}) had no answer without a fault"
         if len(refused) > REFUSED_SHARE * len(seen.asked):
             yield f"{len(refused)} of {len(seen.asked)} requests were never taken in"
         elif refused:

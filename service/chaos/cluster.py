@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import psutil
 from redis import asyncio as aioredis
 from redis.exceptions import RedisError
 
-from models.bundle import open_bundle
+from models.bundle import MANIFEST, open_bundle
 from service.chaos.http_client import Broken, HttpClient
 from service.chaos.journal import Journal, Memory, now
 from service.chaos.process import Supervised, clean_environment, eventually
@@ -50,7 +50,6 @@ class Shape:
     def environment(self) -> dict[str, str]:
         """What every process is told."""
         settings = {
-            "BUNDLE": BUNDLE,
             "RUNTIME": "noop",
             "SLOTS": self.slots,
             "LEASE_S": self.lease_s,
@@ -69,7 +68,8 @@ class Shape:
 class Cluster:
     """Everything that runs, by name: `redis`, `gateway-0`, …, `worker-0`, …
 
-    `links`: the proxy between each of them and Redis; `fronts`: the one before each gateway.
+    `links`: the proxy between each of them and Redis; `fronts`: the one before each gateway. `revisions`: the
+    key names of each revision of the model, the newest last.
     """
 
     def __init__(self, shape: Shape, folder: Path, journal: Journal) -> None:
@@ -77,8 +77,9 @@ class Cluster:
         self.journal = journal
         self.folder = folder
         self.redis = RedisNode(folder, journal, fsync=shape.fsync)
-        bundle = open_bundle(BUNDLE)
-        self.keys = Keys(bundle.manifest.name, bundle.revision)
+        self._place = folder / "model"
+        self.revisions: list[Keys] = []
+        self._write_revision()
         self.gateways = [f"gateway-{k}" for k in range(shape.gateways)]
         self.workers = [f"worker-{k}" for k in range(shape.workers)]
         self.links = {name: Proxy(self.redis.dial) for name in (*self.gateways, *self.workers)}
@@ -107,7 +108,11 @@ class Cluster:
 
     def _process(self, name: str) -> Supervised:
         link = f"redis://127.0.0.1:{self.links[name].port}/0"
-        environment = {**self.shape.environment(), "MASKBIT_REDIS_URL": link}
+        environment = {
+            **self.shape.environment(),
+            "MASKBIT_BUNDLE": str(self._place),
+            "MASKBIT_REDIS_URL": link,
+        }
         if name in self.workers:
             command = ["-m", "service.chaos.entry", "worker"]
             environment["CHAOS_TRAP"] = str(self.trap(name))
@@ -146,13 +151,38 @@ class Cluster:
             client.close()
 
     async def _worker_ready(self, name: str) -> bool:
-        pid = self.processes[name].pid
+        pids = [await self._pids_with(keys) for keys in self.revisions]
+        return any(self.processes[name].pid in one for one in pids)
+
+    async def _pids_with(self, keys: Keys) -> set[int]:
+        """The living workers of one revision."""
         with suppress(RedisError, OSError):
             async with aioredis.Redis.from_url(self.redis.url, socket_timeout=2.0) as redis:
-                names: Any = await redis.zrange(self.keys.workers, 0, -1)
+                names: Any = await redis.zrange(keys.workers, 0, -1)
                 texts = await redis.mget(names) if names else []
-                return any(text is not None and json.loads(text)["pid"] == pid for text in texts)
-        return False
+                return {json.loads(text)["pid"] for text in texts if text is not None}
+        return set()
+
+    async def publish(self, timeout_s: float) -> None:
+        """Replace the bundle, and wait until a worker serves the new revision. Raises TimeoutError."""
+        keys = self._write_revision()
+
+        async def is_served() -> bool:
+            return bool(await self._pids_with(keys))
+
+        await eventually(is_served, timeout_s)
+
+    def _write_revision(self) -> Keys:
+        """Another revision of the bundled model, for a runtime that needs no weights."""
+        number = len(self.revisions)
+        manifest = replace(open_bundle(BUNDLE).manifest, provenance={"revision": number}, files={})
+        self._place.mkdir(exist_ok=True)
+        file = self._place / "new"
+        file.write_text(manifest.to_json())
+        file.replace(self._place / MANIFEST)
+        keys = Keys(manifest.name, open_bundle(str(self._place)).revision)
+        self.revisions.append(keys)
+        return keys
 
     async def heal(self) -> None:
         """Take every fault back and wait until everything works."""

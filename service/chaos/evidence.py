@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from service.chaos.journal import Accepted, Answered, Asked, Event, Life, Loss, Recorded, only
+from service.chaos.journal import Accepted, Answered, Asked, Event, Fault, Life, Loss, Recorded, only
 
 RESUBMIT_S = 4.0
 """After Redis came back with less: by then a living gateway has submitted its jobs again."""
@@ -28,6 +28,7 @@ class Evidence:
             if answer.id:
                 self.answered[answer.id].append(answer)
         self.losses = only(events, Loss)
+        self.faults = only(events, Fault)
         self.lives: dict[str, list[Life]] = defaultdict(list)
         for life in only(events, Life):
             self.lives[life.name].append(life)
@@ -38,6 +39,10 @@ class Evidence:
             start <= loss.until and end >= loss.t and (loss.wiped or start >= loss.t - TAIL_S)
             for loss in self.losses
         )
+
+    def faulted_between(self, start: float, end: float) -> bool:
+        """Whether there was any fault."""
+        return any(fault.t <= end and fault.until >= start for fault in self.faults)
 
     def gateway_ended(self, accepted: Accepted, by: float) -> bool:
         """Whether the gateway that accepted the job ended before `by`."""

@@ -20,9 +20,11 @@ KINDS: tuple[str, ...] = (
     *(f"link-{mode}" for mode in _PROXIED),
     *(f"front-{mode}" for mode in _PROXIED),
     "slow-clients",
+    "publish",
     "overload",
 )
-"""`link` is the way between a process and Redis, `front` the way from the clients to a gateway."""
+"""`link` is the way between a process and Redis, `front` the way from the clients to a gateway; `publish`
+replaces the bundle."""
 
 OVERLOAD = "overload"
 OVERLOAD_S = 1.5
@@ -72,4 +74,4 @@ def _target(kind: str, rng: random.Random, gateways: Sequence[str], workers: Seq
         return rng.choice(list(gateways))
     if family == "link":
         return rng.choice([*gateways, *workers])
-    return "clients" if kind == OVERLOAD else "redis"
+    return {OVERLOAD: "clients", "publish": "bundle"}.get(kind, "redis")

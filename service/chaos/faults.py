@@ -46,6 +46,9 @@ class Injector:
                 await self._redis(manner, fault.size)
             elif family in ("link", "front"):
                 await self._proxy(family, manner, fault)
+            elif kind == "publish":
+                with suppress(TimeoutError):
+                    await self._cluster.publish(_BACK_S)
             elif family == "slow":
                 await self._slow_clients(fault)
             elif not await self._process(manner, fault):

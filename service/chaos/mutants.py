@@ -76,6 +76,29 @@ MUTANTS = {
             edits=((_STILL_OURS, "if true then"),),
         ),
         Mutant(
+            "door-never-closed",
+            "a gateway that has not noticed a new revision goes on with the old one",
+            shows=("ids_differ",),
+            edits=(("redis.call('EXISTS', CLOSED) == 1 then return {'MOVED', id} end", "false then end"),),
+        ),
+        Mutant(
+            "owed-ignored",
+            "new jobs take the room of those that Redis has lost",
+            shows=("lost",),
+            edits=(("again == '0' and redis.call('EXISTS', OWED) == 1", "false"),),
+        ),
+        Mutant(
+            "result-changed",
+            "one byte of a result is another one",
+            shows=("changed",),
+            edits=(
+                (
+                    "{'result', result}",
+                    "{'result', string.sub(result, 1, 600) .. string.char(1) .. string.sub(result, 602)}",
+                ),
+            ),
+        ),
+        Mutant(
             "everysec-slow-fsync",
             "appendfsync everysec on a slow disk",
             shows=("lost", "doubled", "revived", "ids_differ"),

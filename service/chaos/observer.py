@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -27,6 +28,7 @@ _STATES = {
     CANCELLED: journal.CANCELLED,
     EXPIRED: journal.EXPIRED,
 }
+_LEFT = ("open", "entries", "pending", "tenant_jobs", "released", "kept")
 _FIELDS = ("id", "state", "kind", "error_code", "finished", "result")
 
 # Open jobs; for each running job that is pending for another worker than its owner: id, that worker, the
@@ -56,21 +58,21 @@ return {redis.call('ZCARD', open), foreign, ends, last}
 
 
 class Observer:
-    """Starts with `start`; never writes to Redis.
+    """Starts with `start`; never writes to Redis. `revisions` are those of the model, and may become more.
 
     Ends of jobs come from two places: the notes to the gateways, which they remove soon, and the results,
     which stay unless a later end takes their place.
     """
 
-    def __init__(self, url: str, keys: Keys, journal: Journal) -> None:
+    def __init__(self, url: str, revisions: Sequence[Keys], journal: Journal) -> None:
         self._redis = aioredis.Redis.from_url(url, protocol=2, socket_timeout=_TIMEOUT_S)
         self._inbox_redis = Redis.from_url(url, protocol=2, socket_timeout=_TIMEOUT_S)
-        self._keys = keys
+        self._revisions = revisions
         self._journal = journal
         self._inboxes: dict[bytes, bytes] = {}
         # When a job was delivered to a worker that is not its owner: id, worker, owner.
         self._foreign: dict[tuple[str, str, str], int] = {}
-        self._last_score = b"0"
+        self._last_scores: dict[Keys, bytes] = defaultdict(lambda: b"0")
         self._known: set[tuple[str, str, bytes]] = set()
         self._stopping = threading.Event()
         self._task: asyncio.Task[None] | None = None
@@ -100,17 +102,21 @@ class Observer:
             await asyncio.sleep(_PERIOD_S)
 
     async def _look(self) -> None:
-        pattern = self._keys.inbox("*")
-        async for name in self._redis.scan_iter(match=pattern, count=2000):
+        # The limit holds for each revision.
+        self._journal.write(Opened(now(), max([await self._look_at(keys) for keys in self._revisions])))
+
+    async def _look_at(self, revision: Keys) -> int:
+        """Note what has ended or was stolen in a revision; returns its open jobs."""
+        async for name in self._redis.scan_iter(match=revision.inbox("*"), count=2000):
             self._inboxes.setdefault(name, b"0-0")
-        keys = [self._keys.open, self._keys.results, self._keys.job(""), *self._keys.queues]
-        reply: Any = await self._redis.eval(_LOOK, len(keys), *keys, GROUP, self._last_score)
-        count, foreign, ends, self._last_score = reply
-        self._journal.write(Opened(now(), int(count)))
+        keys = [revision.open, revision.results, revision.job(""), *revision.queues]
+        reply: Any = await self._redis.eval(_LOOK, len(keys), *keys, GROUP, self._last_scores[revision])
+        count, foreign, ends, self._last_scores[revision] = reply
         for values in ends:
             self._note(now(), dict(zip(_FIELDS, values, strict=True)))
         for job_id, worker, owner, delivered_ms in foreign:
             self._judge((job_id.decode(), worker.decode(), owner.decode()), int(delivered_ms))
+        return int(count)
 
     def _judge(self, who: tuple[str, str, str], delivered_ms: int) -> None:
         """An entry may stay with a worker that lost its job, but that worker must not renew it."""
@@ -154,7 +160,14 @@ class Observer:
 
     async def rest(self) -> Rest:
         """What is there now."""
-        redis, keys = self._redis, self._keys
+        left = Counter[str]()
+        for keys in self._revisions:
+            left.update(await self._left(keys))
+        return Rest(now(), **{name: left[name] for name in _LEFT}, redis_bytes=await self.used_bytes())
+
+    async def _left(self, keys: Keys) -> dict[str, int]:
+        """What is there of one revision."""
+        redis = self._redis
         entries = pending = tenant_jobs = 0
         for queue in keys.queues:
             entries += await redis.xlen(queue)
@@ -163,13 +176,7 @@ class Observer:
                 pending += summary["pending"]
         async for name in redis.scan_iter(match=keys.tenant("*"), count=2000):
             tenant_jobs += await redis.scard(name)
-        return Rest(
-            now(),
-            open=await redis.zcard(keys.open),
-            entries=entries,
-            pending=pending,
-            tenant_jobs=tenant_jobs,
-            released=await redis.zcard(next(key for key in keys.shared if key.endswith(":released"))),
-            kept=await redis.zcard(keys.results),
-            redis_bytes=await self.used_bytes(),
-        )
+        released = await redis.zcard(next(key for key in keys.shared if key.endswith(":released")))
+        kept = await redis.zcard(keys.results)
+        values = (await redis.zcard(keys.open), entries, pending, tenant_jobs, released, kept)
+        return dict(zip(_LEFT, values, strict=True))

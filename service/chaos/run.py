@@ -41,7 +41,7 @@ async def run(scenario: Scenario, folder: Path) -> list[Event]:
     """The journal of the run, which is also in `folder`, with the logs of all processes."""
     journal = Journal(folder / "journal.jsonl")
     cluster = Cluster(scenario.shape, folder, journal)
-    observer = Observer(cluster.redis.url, cluster.keys, journal)
+    observer = Observer(cluster.redis.url, cluster.revisions, journal)
     clients = None
     try:
         await cluster.start()

@@ -47,6 +47,7 @@ class _Trial:
     step_s: float = 0.025
     fsync_ms: int = 0
     calm_s: float = 4.0
+    workers: int = 3
 
 
 _POLLS = {"poll": 1.0}
@@ -67,6 +68,30 @@ _TRIALS = {
         step_s=0.25,
         calm_s=15.0,
     ),
+    # One gateway stands still while the other one turns, and then has requests before it has looked.
+    "door-never-closed": _Trial(
+        {"repeat": 1.0},
+        [
+            (1.0 + 4.0 * k + late_s, kind, target)
+            for k in range(4)
+            for late_s, kind, target in ((0.0, "publish", "bundle"), (0.1, "gateway-stop", "gateway-1"))
+        ],
+        requests=400,
+        seconds=16.0,
+    ),
+    # Full all the time, for longer than clients look for a job that is missing.
+    "owed-ignored": _Trial(
+        _POLLS,
+        [(5.0, "redis-emptied", "redis")],
+        steps=(8,),
+        requests=420,
+        seconds=27.0,
+        step_s=0.1,
+        workers=1,
+        calm_s=60.0,
+    ),
+    "result-changed": _Trial({"wait": 0.5, "poll": 0.5}, [], requests=30, seconds=2.0),
+    # Its control is without the slow disk too: the same faults on a Redis that confirms at once.
     "everysec-slow-fsync": _Trial(
         {"poll": 0.6, "repeat": 0.2, "cancel": 0.2},
         [
@@ -86,7 +111,7 @@ _TRIALS = {
 def of_mutant(name: str, seed: int, *, control: bool = False) -> Scenario:
     """A short run in which the mutant `name` has to be found; a `control` is without it, and all holds."""
     trial = _TRIALS[name]
-    shape = Shape(step_s=trial.step_s)
+    shape = Shape(step_s=trial.step_s, workers=trial.workers)
     if not control:
         shape = replace(shape, mutant=name, fsync=MUTANTS[name].fsync)
     orders = plan_requests(trial.requests, trial.seconds, seed, mix=trial.mix, steps=trial.steps)

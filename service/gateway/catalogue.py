@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from models.bundle import Bundle
@@ -73,16 +73,16 @@ class Catalogue:
 
     async def find(self, job_id: str, tenant: str) -> tuple[ServedModel, JobView]:
         """The job of `tenant` with its model. Raises NotFound, ResultExpired, Unavailable."""
-        missing: NotFound | ResultExpired | None = None
-        for model in self.revisions:
-            try:
-                return model, await model.jobs.get(job_id, tenant)
-            except ResultExpired as exc:
-                missing = exc
-            except NotFound as exc:
-                missing = missing or exc
-        assert missing is not None
-        raise missing
+        known = self.revisions
+        try:
+            return await _find(known, job_id, tenant)
+        except NotFound:
+            # Another gateway may have noticed a new revision first.
+            for lineage in self._lineages.values():
+                await lineage.look()
+            if not (fresh := [one for one in self.revisions if one not in known]):
+                raise
+        return await _find(fresh, job_id, tenant)
 
     async def check_alive(self) -> None:
         """Raise Unavailable unless some model has a living worker."""
@@ -115,3 +115,16 @@ async def _workers(model: ServedModel) -> list[dict[str, Any]]:
         return await model.fleet.workers()
     except Unavailable:
         return []
+
+
+async def _find(models: Iterable[ServedModel], job_id: str, tenant: str) -> tuple[ServedModel, JobView]:
+    missing: NotFound | ResultExpired | None = None
+    for model in models:
+        try:
+            return model, await model.jobs.get(job_id, tenant)
+        except ResultExpired as exc:
+            missing = exc
+        except NotFound as exc:
+            missing = missing or exc
+    assert missing is not None
+    raise missing

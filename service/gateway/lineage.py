@@ -92,7 +92,7 @@ class Lineage:
             await asyncio.sleep(_LOOK_S)
 
     async def _look(self, *, fresh: bool = False) -> None:
-        registered = await self._registry.revisions(self.name)
+        registered, turn = await self._registry.revisions(self.name)
         for revision, loaded_s in registered.items():
             if revision not in self._served:
                 await self._meet(revision, loaded_s)
@@ -100,7 +100,7 @@ class Lineage:
         order += [one for one in self._served.values() if one not in order]
         chosen = await self._first_alive(order, fresh) or self.current
         if chosen is not self.current or not self._settled:
-            await self._turn_to(chosen)
+            await self._turn_to(chosen, turn)
         for one in self.former:
             await self._let_go(one, one.revision in registered)
 
@@ -127,12 +127,18 @@ class Lineage:
                 return one
         return None
 
-    async def _turn_to(self, chosen: ServedModel) -> None:
-        """Close all other revisions to new jobs before this one is opened."""
+    async def _turn_to(self, chosen: ServedModel, turn: int) -> None:
+        """Close all other revisions to new jobs before this one is opened; leave it to a later turn, if any.
+
+        No one script can do so, since each revision has a hash slot of its own. Still at most one is open: a
+        later turn knows the revisions of the earlier ones, and has closed them to these too before it opens.
+        """
+        self._settled = False
         for one in self._served.values():
-            if one is not chosen:
-                await one.jobs.close_door()
-        await chosen.jobs.open_door()
+            if one is not chosen and not await one.jobs.close_door(turn):
+                return
+        if not await chosen.jobs.open_door(turn):
+            return
         if chosen is not self.current:
             log.info("new jobs go to %s, no longer to %s", chosen.offer.bundle, self.current.offer.bundle)
         self.current = chosen

@@ -62,8 +62,8 @@ class Keys:
 
         The last one is the prefix of the job hashes; names that belong to one job travel inside its hash.
         """
-        names = ("open", "res", "gone", "released", "dead", "waiting", "workers", "closed", "owed", "j:")
-        return (*self.queues, *(self._name(name) for name in names))
+        names = ("open", "res", "gone", "released", "dead", "waiting", "workers", "closed", "turn", "owed")
+        return (*self.queues, *(self._name(name) for name in names), self._name("j:"))
 
     @property
     def dead(self) -> str:

@@ -37,11 +37,20 @@ class Registry:
     def __init__(self, url: str) -> None:
         self._link = AsyncLink(url, ())
 
-    async def revisions(self, name: str) -> dict[str, int]:
-        """The revisions of a model, the newest first, with the Unix times of their last loading."""
-        redis, key = self._link.redis, revisions_of(name)
-        found: Any = await self._link.call(lambda: redis.zrange(key, 0, -1, desc=True, withscores=True))
-        return {revision.decode(): int(score / 1e6) for revision, score in found}
+    async def revisions(self, name: str) -> tuple[dict[str, int], int]:
+        """The revisions of a model, the newest first, with the Unix times of their last loading.
+
+        With the number of a turn that follows from them: who has a higher one has seen the same or more.
+        """
+        (seconds, microseconds), found = await self._link.call(lambda: self._revisions(name))
+        loaded_s = {revision.decode(): int(score / 1e6) for revision, score in found}
+        return loaded_s, seconds * 1_000_000 + microseconds
+
+    async def _revisions(self, name: str) -> Any:
+        async with self._link.redis.pipeline() as pipe:
+            pipe.time()
+            pipe.zrange(revisions_of(name), 0, -1, desc=True, withscores=True)
+            return await pipe.execute()
 
     async def manifest(self, name: str, revision: str) -> str | None:
         """The text of a revision's `bundle.json`; None for one that is not registered."""

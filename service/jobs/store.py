@@ -104,13 +104,13 @@ class JobStore:
             raise conflict(key)
         return str(reply[0].decode())
 
-    async def open_door(self) -> None:
-        """Let new jobs in."""
-        await self._link.run("door", 1)
+    async def open_door(self, turn: int) -> bool:
+        """Let new jobs in; False when a turn with a higher number was here, which then holds."""
+        return bool(await self._link.run("door", 1, turn))
 
-    async def close_door(self) -> None:
-        """Refuse new jobs, here and in every other gateway, as Moved."""
-        await self._link.run("door", 0)
+    async def close_door(self, turn: int) -> bool:
+        """Refuse new jobs, here and in every other gateway, as Moved; False as for `open_door`."""
+        return bool(await self._link.run("door", 0, turn))
 
     async def dissolve(self) -> bool:
         """Forget a closed revision for which nothing is left; False when there is something."""

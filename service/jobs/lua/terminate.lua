@@ -27,8 +27,11 @@ local function terminate(id, state, result, code, message)
   end
   acknowledge(f[2], f[3])
   if code == 'poisoned' then
+    -- A picture to tokenize may have megabytes: of that only the size is kept.
+    local payload = redis.call('HGET', key, 'payload')
+    local what = #payload <= INLINE_BYTES and {'payload', payload} or {'payload_bytes', #payload}
     redis.call('XADD', DEAD, 'MAXLEN', DEAD_LENGTH, '*', 'id', id, 'kind', f[8], 'tenant', f[9],
-      'attempts', f[12], 'payload', redis.call('HGET', key, 'payload'))
+      'attempts', f[12], unpack(what))
     redis.call('PEXPIRE', DEAD, DEAD_TTL_MS)
   end
   redis.call('HDEL', key, 'payload')
