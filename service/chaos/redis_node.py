@@ -18,7 +18,7 @@ from service.chaos.journal import Journal, Loss, now
 from service.chaos.process import Supervised, clean_environment, eventually
 from service.chaos.proxy import Streams
 from service.chaos.slow_disk import SlowDisk
-from service.jobs.redis_server import find_executable
+from service.jobs.redis_server import SAFE_SETTINGS, find_executable
 
 _READY_S = 30.0
 _ROOM_BYTES = 2048
@@ -40,10 +40,9 @@ class RedisNode:
             "unixsocket": str(self._socket),
             "dir": str(self._data),
             "save": "",
-            "appendonly": "yes",
-            "appendfsync": fsync,
-            "maxmemory-policy": "noeviction",
             "loglevel": "notice",
+            **SAFE_SETTINGS,
+            "appendfsync": fsync,
         }
         command = [find_executable(), *(part for key, text in options.items() for part in (f"--{key}", text))]
         self.process = Supervised(

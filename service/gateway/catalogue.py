@@ -98,7 +98,7 @@ class Catalogue:
 
     async def workers(self) -> dict[str, list[dict[str, Any]]]:
         """The living workers of each model."""
-        return {model.name: await _workers(model) for model in self.models}
+        return {model.name: await model.fleet.living() for model in self.models}
 
     async def open(self) -> None:
         """Open all models."""
@@ -108,13 +108,6 @@ class Catalogue:
         """Close all models."""
         await asyncio.gather(*(lineage.close() for lineage in self._lineages.values()))
         await self._registry.close()
-
-
-async def _workers(model: ServedModel) -> list[dict[str, Any]]:
-    try:
-        return await model.fleet.workers()
-    except Unavailable:
-        return []
 
 
 async def _find(models: Iterable[ServedModel], job_id: str, tenant: str) -> tuple[ServedModel, JobView]:

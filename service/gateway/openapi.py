@@ -6,6 +6,7 @@ from pydantic import TypeAdapter
 
 from service.gateway.answers import ErrorAnswer
 from service.gateway.gate import is_open
+from service.jobs.payloads import PICTURE_FORMATS
 
 _MEANINGS = {
     401: "no API key, or one that is not known",
@@ -64,6 +65,10 @@ def answer(
 def media(*types: str) -> dict[str, Any]:
     """Contents that are no JSON: bytes, text, or events, of which the schema describes each one."""
     return {one: {"schema": _SCHEMAS.get(one, {"type": "string", "format": "binary"})} for one in types}
+
+
+PICTURES = media(*(f"image/{one}" for one in PICTURE_FORMATS))
+"""The pictures themselves, as content of an answer."""
 
 
 def body(model: TypeAdapter[Any] | None, *raw_types: str) -> dict[str, Any]:

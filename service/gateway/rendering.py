@@ -84,6 +84,14 @@ def picture_response(pictures: Pictures, job_id: str, offer: Offer) -> Response:
     return Response(pictures.files[0], headers=headers, media_type=f"image/{pictures.format}")
 
 
+def pictures_response(view: JobView, accept: str, offer: Offer) -> Response:
+    """What a done job of generate or detokenize is answered with, for the request's Accept header."""
+    pictures = pictures_of(view)
+    if len(pictures.files) == 1 and wants_picture(accept, pictures.format):
+        return picture_response(pictures, view.id, offer)
+    return pictures_answer(view, pictures, offer).response()
+
+
 def tokens_picture_answer(
     images: list[ImageAnswer], grid: Indices, usage: Usage, offer: Offer, job_id: str | None = None
 ) -> TokensPictureAnswer:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from service.gateway.caller import Caller
 from service.gateway.repeat import Repeat
-from service.jobs.job import Kind, NewJob, Priority
-from service.jobs.payloads import DetokenizeJob, GenerateJob, TokenizeJob
+from service.jobs.job import NewJob, Priority
+from service.jobs.payloads import GenerateJob, JobPayload
 from service.jobs.speed import cost_of
 
 
@@ -16,7 +16,7 @@ from service.jobs.speed import cost_of
 class Wish:
     """A job to be done, and how."""
 
-    payload: GenerateJob | TokenizeJob | DetokenizeJob = field(repr=False)
+    payload: JobPayload = field(repr=False)
     priority: Priority = "interactive"
     repeat: Repeat | None = None
     keep: bool = False
@@ -29,10 +29,10 @@ class Wish:
         payload, repeat = self.payload, self.repeat
         return NewJob(
             id=uuid.uuid4().hex,
-            kind=self._kind,
+            kind=payload.kind,
             payload=payload.pack(),
             fingerprint=repeat.fingerprint if repeat else "",
-            rows=len(payload.seeds) if isinstance(payload, GenerateJob) else payload.count,
+            rows=payload.rows,
             cost=cost_of(payload),
             tenant=caller.tenant,
             tenant_jobs=caller.open_jobs,
@@ -42,9 +42,3 @@ class Wish:
             keep_result=self.keep or repeat is not None,
             wants_events=isinstance(payload, GenerateJob) and payload.events,
         )
-
-    @property
-    def _kind(self) -> Kind:
-        if isinstance(self.payload, GenerateJob):
-            return "generate"
-        return "tokenize" if isinstance(self.payload, TokenizeJob) else "detokenize"

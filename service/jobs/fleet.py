@@ -38,6 +38,13 @@ class Fleet:
             raise Unavailable(self._error.message, retry_after_s=self._error.retry_after_s)
         return self._workers
 
+    async def living(self) -> list[dict[str, Any]]:
+        """The workers, if there are any and Redis says so."""
+        try:
+            return await self.workers()
+        except Unavailable:
+            return []
+
     @property
     def speed(self) -> Speed:
         """How fast they are together, by the last look."""

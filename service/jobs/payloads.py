@@ -7,7 +7,7 @@ trace. Pictures travel as raw RGB bytes, token grids as little-endian int32.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import msgpack
 import numpy as np
@@ -17,6 +17,7 @@ from models.errors import ConfigError
 from models.sampling_config import SamplingConfig
 from models.validation import from_mapping
 from service.errors import JobFailed
+from service.jobs.job import Kind
 
 PICTURE_FORMATS = ("png", "jpeg", "webp")
 
@@ -53,6 +54,8 @@ class GenerateJob(Payload):
     of `tokens`, packed by `bits.pack`, in all pictures. Both are empty for pictures from nothing.
     """
 
+    kind: ClassVar[Kind] = "generate"
+
     class_ids: tuple[int, ...]
     seeds: tuple[int, ...]
     sampling: SamplingConfig
@@ -61,6 +64,11 @@ class GenerateJob(Payload):
     preview_every: int = 0
     tokens: bytes = b""
     mask: bytes = b""
+
+    @property
+    def rows(self) -> int:
+        """Pictures of the job."""
+        return len(self.seeds)
 
     @classmethod
     def _from_values(cls, values: dict[str, Any]) -> GenerateJob:
@@ -72,9 +80,16 @@ class GenerateJob(Payload):
 class TokenizeJob(Payload):
     """`count` pictures u8 (count, size, size, 3), decoded, checked and fitted by the gateway."""
 
+    kind: ClassVar[Kind] = "tokenize"
+
     count: int
     size: int
     pixels: bytes
+
+    @property
+    def rows(self) -> int:
+        """Pictures of the job."""
+        return self.count
 
     @classmethod
     def of(cls, images: NDArray[np.uint8]) -> TokenizeJob:
@@ -109,12 +124,23 @@ class TokenGrids(Payload):
 class DetokenizeJob(TokenGrids):
     """Token grids to turn into pictures of `format`."""
 
+    kind: ClassVar[Kind] = "detokenize"
+
     format: str = "png"
+
+    @property
+    def rows(self) -> int:
+        """Pictures of the job."""
+        return self.count
 
     @classmethod
     def one(cls, grid: NDArray[np.int64], file_format: str) -> DetokenizeJob:
         """A job for one grid of indices i64 (side, side)."""
         return cls(1, len(grid), grid.astype("<i4").tobytes(), file_format)
+
+
+JobPayload = GenerateJob | TokenizeJob | DetokenizeJob
+JOB_PAYLOADS: tuple[type[JobPayload], ...] = (GenerateJob, TokenizeJob, DetokenizeJob)
 
 
 @dataclass(frozen=True)

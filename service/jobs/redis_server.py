@@ -21,7 +21,8 @@ from service.parent import watcher
 _OLDEST = (6, 2)
 _READY_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 10.0
-_SETTINGS = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+SAFE_SETTINGS = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+"""With others Redis may lose accepted jobs."""
 
 
 def find_executable() -> str:
@@ -45,11 +46,11 @@ def find_executable() -> str:
 def check_settings(redis: "Redis") -> list[str]:
     """Warnings, each naming a setting with which this Redis could lose accepted jobs."""
     warnings = []
-    for name, wanted in _SETTINGS.items():
+    for name, wanted in SAFE_SETTINGS.items():
         try:
             got = redis.config_get(name).get(name)
         except RedisError as error:
-            return [f"the settings of Redis cannot be read ({error}); wanted are {_SETTINGS}"]
+            return [f"the settings of Redis cannot be read ({error}); wanted are {SAFE_SETTINGS}"]
         if got != wanted:
             warnings.append(f"Redis has {name} = {got!r}; accepted jobs are only safe with {wanted!r}")
     return warnings
@@ -172,7 +173,7 @@ class RedisServer:
     def _spawn(self, executable: str, lock: TextIO) -> None:
         self._socket_dir.mkdir(mode=0o700, exist_ok=True)
         options = {
-            **_SETTINGS,
+            **SAFE_SETTINGS,
             "port": "0",
             "unixsocket": str(self._socket_dir / "redis.sock"),
             "unixsocketperm": "700",

@@ -14,7 +14,7 @@ from typing import Any
 
 from models.schedule import forward_passes
 from service.jobs.job import JobView, NewJob
-from service.jobs.payloads import GenerateJob, Payload, TokenGrids, TokenizeJob
+from service.jobs.payloads import GenerateJob, JobPayload
 
 UNKNOWN_RETRY_S = 10.0
 RETRY_S = (1.0, 60.0)  # shortest and longest
@@ -110,9 +110,8 @@ class Speed:
         return min(longest, max([shortest, *(rows / per_s for rows, per_s in pairs if rows)]))
 
 
-def cost_of(payload: Payload) -> int:
+def cost_of(payload: JobPayload) -> int:
     """Rows that a job costs the network: forward passes of all its pictures; pictures, for the codec."""
     if isinstance(payload, GenerateJob):
         return forward_passes(payload.sampling).total * len(payload.seeds)
-    assert isinstance(payload, TokenizeJob | TokenGrids)
-    return payload.count
+    return payload.rows

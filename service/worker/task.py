@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from models.errors import MaskBitError
 from models.runtime.base import Integers, Pixels
 from service.jobs.job import ClaimedJob
-from service.jobs.payloads import DetokenizeJob, GenerateJob, TokenizeJob
+from service.jobs.payloads import JobPayload
 from service.worker.scheduler import Row
 
 Stage = Literal["step", "encode", "decode", "finish"]
@@ -21,7 +21,7 @@ class Task:
     """One job inside the engine: the single mutable record of a request."""
 
     id: str
-    request: GenerateJob | TokenizeJob | DetokenizeJob
+    request: JobPayload
     solo: bool = False
     deadline_s: float = float("inf")
     """By the engine's clock; what is not done by then leaves before the next step."""
@@ -34,7 +34,7 @@ class Task:
     @property
     def images(self) -> int:
         """Pictures of the job."""
-        return len(self.request.seeds) if isinstance(self.request, GenerateJob) else self.request.count
+        return self.request.rows
 
 
 class Listener(Protocol):

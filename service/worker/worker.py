@@ -20,7 +20,7 @@ from models.runtime.base import Pixels, Runtime
 from service.errors import JobFailed, ServiceError
 from service.jobs.consumer import Consumer
 from service.jobs.job import ClaimedJob
-from service.jobs.payloads import DetokenizeJob, GenerateJob, TokenizeJob
+from service.jobs.payloads import JOB_PAYLOADS, JobPayload
 from service.logs import of_job
 from service.telemetry import WorkerMetrics
 from service.worker.engine import Engine
@@ -31,11 +31,7 @@ from service.worker.task import NoObserver, Observer, Task
 
 log = logging.getLogger(__name__)
 
-REQUESTS: dict[str, type[GenerateJob] | type[TokenizeJob] | type[DetokenizeJob]] = {
-    "generate": GenerateJob,
-    "tokenize": TokenizeJob,
-    "detokenize": DetokenizeJob,
-}
+REQUESTS: dict[str, type[JobPayload]] = {one.kind: one for one in JOB_PAYLOADS}
 CLAIM_BLOCK_S = 1.0
 IDLE_WAIT_S = 1.0
 UNBLOCK_EVERY_S = 0.02

@@ -5,7 +5,6 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from service.errors import Unavailable
 from service.gateway import openapi
 from service.gateway.answers import ClassAnswer, ClassesAnswer, InfoAnswer
 from service.gateway.desk import DeskDep
@@ -63,8 +62,5 @@ async def info(desk: DeskDep, query: Annotated[ModelQuery, Query()]) -> Response
 
 
 async def _runtime(model: ServedModel) -> str | None:
-    try:
-        names = {str(worker["runtime"]) for worker in await model.fleet.workers() if "runtime" in worker}
-    except Unavailable:
-        return None
+    names = {str(worker["runtime"]) for worker in await model.fleet.living() if "runtime" in worker}
     return ", ".join(sorted(names)) or None

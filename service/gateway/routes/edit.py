@@ -28,7 +28,7 @@ _ANSWER = openapi.answer(
     200,
     TokensPictureAnswer,
     "the tokens and their picture; with Accept: image/*, the picture itself",
-    openapi.media("image/png", "image/jpeg", "image/webp"),
+    openapi.PICTURES,
 )
 
 

@@ -13,7 +13,7 @@ from service.gateway.event_stream import event_stream
 from service.gateway.job_events import follow
 from service.gateway.plain_route import PlainRoute
 from service.gateway.queries import check_no_query
-from service.gateway.rendering import picture_response, pictures_answer, pictures_of, wants_picture
+from service.gateway.rendering import pictures_response
 from service.gateway.repeat import repeat_of
 from service.gateway.schemas import GENERATE
 from service.gateway.wish import Wish
@@ -24,7 +24,7 @@ _ANSWER = openapi.answer(
     200,
     PicturesAnswer,
     "the pictures; with Accept: image/* and one picture, the picture itself",
-    openapi.media("image/png", "image/jpeg", "image/webp", "text/event-stream"),
+    openapi.PICTURES | openapi.media("text/event-stream"),
 )
 
 
@@ -49,7 +49,4 @@ async def generate(request: Request) -> Response:
     if body.stream:
         return event_stream(follow(desk, ticket))
     view = await desk.outcome(ticket, request)
-    pictures = pictures_of(view)
-    if len(pictures.files) == 1 and wants_picture(request.headers.get("accept", ""), pictures.format):
-        return picture_response(pictures, view.id, ticket.model.offer)
-    return pictures_answer(view, pictures, ticket.model.offer).response()
+    return pictures_response(view, request.headers.get("accept", ""), ticket.model.offer)

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.errors import NotFound, Unavailable
+from service.errors import NotFound
 from service.gateway import openapi
 from service.gateway.bodies import read_json
 from service.gateway.caller import CallerDep
@@ -140,12 +140,5 @@ async def _card(model: ServedModel) -> ModelCard:
         grid=offer.grid,
         bits_per_token=offer.bits,
         classes=len(offer.class_names) if offer.has_generator else 0,
-        alive=await _alive(model),
+        alive=bool(await model.fleet.living()),
     )
-
-
-async def _alive(model: ServedModel) -> bool:
-    try:
-        return bool(await model.fleet.workers())
-    except Unavailable:
-        return False

@@ -33,7 +33,7 @@ _ANSWER = openapi.answer(
     200,
     TokensPictureAnswer,
     "the picture as its tokens hold it; with Accept: image/*, the picture itself, and X-PSNR-dB",
-    openapi.media("image/png", "image/jpeg", "image/webp"),
+    openapi.PICTURES,
 )
 
 

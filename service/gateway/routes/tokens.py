@@ -18,14 +18,7 @@ from service.gateway.grids import check_grid
 from service.gateway.offer import Offer
 from service.gateway.picture_bodies import PICTURES_BODY, read_upload
 from service.gateway.queries import DetokenizeQuery, TokenizeQuery
-from service.gateway.rendering import (
-    grids_of,
-    picture_response,
-    pictures_answer,
-    pictures_of,
-    tokens_answer,
-    wants_picture,
-)
+from service.gateway.rendering import grids_of, pictures_response, tokens_answer
 from service.gateway.repeat import repeat_of
 from service.gateway.schemas import DEFAULT_DEADLINE_MS, DETOKENIZE
 from service.gateway.wish import Wish
@@ -45,7 +38,7 @@ _PICTURE = openapi.answer(
     200,
     PicturesAnswer,
     "the picture; with Accept: image/*, the picture itself",
-    openapi.media("image/png", "image/jpeg", "image/webp"),
+    openapi.PICTURES,
 )
 
 
@@ -94,10 +87,7 @@ async def detokenize(
     errand = Errand(desk, request, model, caller, deadline_ms)
     ticket = await errand.accept(Wish(DetokenizeJob.one(grid, file_format), repeat=repeat))
     view = await errand.outcome(ticket)
-    pictures = pictures_of(view)
-    if wants_picture(request.headers.get("accept", ""), pictures.format):
-        return picture_response(pictures, view.id, ticket.model.offer)
-    return pictures_answer(view, pictures, ticket.model.offer).response()
+    return pictures_response(view, request.headers.get("accept", ""), ticket.model.offer)
 
 
 def _grid_of(data: bytes, media: str, offer: Offer) -> Indices:
