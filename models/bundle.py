@@ -76,6 +76,25 @@ class Manifest:
         """Tokens along each side of a picture."""
         return self.image_size // self.tokenizer.stride
 
+    def understands(self, other: Manifest, *, tokens: bool) -> bool:
+        """Whether what is asked of `other`, with token grids in it or without, means the same here.
+
+        Weights may differ; but only the same tokenizer gives tokens the same meaning.
+        """
+        return (not tokens or self._tokenizer_digest == other._tokenizer_digest) and (
+            self._meaning == other._meaning
+        )
+
+    @property
+    def _meaning(self) -> tuple[object, ...]:
+        generator = self.generator
+        steps = generator.num_tokens * generator.codebook_splits if generator else 0
+        return self.image_size, self.grid, self.tokenizer.num_codes, self.class_names, steps
+
+    @property
+    def _tokenizer_digest(self) -> str:
+        return self.files.get(TOKENIZER_WEIGHTS, "")
+
     def to_json(self) -> str:
         """Text of `bundle.json`."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"

@@ -17,9 +17,11 @@ from PIL import Image
 
 from models.bundle import open_bundle
 from models.drawing import draw
+from models.errors import ConfigError
 from models.runtime.noop_runtime import NoopRuntime
 from models.sampling_config import SamplingConfig
 from service.chaos import expected
+from service.chaos.command import run_all
 from service.chaos.fault_plan import KINDS, OVERLOAD, plan_faults
 from service.chaos.http_client import Broken, HttpClient
 from service.chaos.journal import Journal, Life
@@ -239,3 +241,9 @@ def test_a_killed_process_is_started_again_and_a_stopped_one_is_gone(tmp_path: P
         assert [type(event) for event in journal.events] == [Life]
 
     asyncio.run(story())
+
+
+def test_a_folder_in_use_is_refused_for_an_older_run_s_redis_file_would_be_read_again(tmp_path: Path) -> None:
+    (tmp_path / "seed-1").mkdir()
+    with pytest.raises(ConfigError, match="which is not empty"):
+        run_all(requests=50, faults=0, seeds=[1], mutants=[], controls=False, output=tmp_path, say=print)

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.bundle import GENERATOR_WEIGHTS, MANIFEST, Bundle, Manifest, open_bundle
+from models.bundle import GENERATOR_WEIGHTS, MANIFEST, TOKENIZER_WEIGHTS, Bundle, Manifest, open_bundle
 from models.bundle_writer import write_bundle
 from models.drawing import draw
 from models.runtime.torch_runtime import TorchRuntime
@@ -310,6 +310,41 @@ def test_the_last_worker_of_an_old_revision_ends_with_its_queue_and_not_before(
     answers = [httpx.get(url + location) for location in locations]
     assert [reply.status_code for reply in answers] == [200] * 40
     assert {reply.json()["result"]["bundle"] for reply in answers} == {before.ref}
+
+
+def test_jobs_whose_last_worker_was_killed_are_done_by_the_next_revision_where_they_mean_the_same(
+    cluster: Cluster, place: Path, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    """As after an eviction in mid-rollout: nobody has the old weights any more."""
+    port = free_port()
+    cluster.gateway(port)
+    old = cluster.worker(port)
+    weights = weights_of(tiny_bundle, 1)
+    tokenizer = weights[TOKENIZER_WEIGHTS]
+    key = next(key for key in sorted(tokenizer) if key.endswith("bias"))
+    tokenizer[key] = tokenizer[key] + 1
+    after = write_bundle(tmp_path / "next", replace(tiny_bundle.manifest, files={}), weights)
+    old.send_signal(signal.SIGSTOP)
+    url, seeds = f"http://127.0.0.1:{port}", list(range(10))
+    with httpx.Client(base_url=url, timeout=60) as http:
+        bodies = [{"kind": "generate", **body_of(seed)} for seed in seeds]
+        drawings = [http.post("/jobs", json=body).headers["location"] for body in bodies]
+        grid: list[list[int]] = np.zeros((2 * [tiny_bundle.manifest.grid]), dtype=int).tolist()
+        decoding = http.post("/jobs", json={"kind": "detokenize", "indices": grid}).headers["location"]
+        old.kill()
+        cluster.worker(port, MASKBIT_BUNDLE=str(after.path))
+        until(lambda: all(http.get(place).status_code != 202 for place in (*drawings, decoding)), 60)
+        results = [http.get(place).json()["result"] for place in drawings]
+        refusal = http.get(decoding).json()
+    assert {result["bundle"] for result in results} == {after.ref}
+    sampling = replace(tiny_bundle.manifest.sampling, steps=STEPS)
+    runtime = TorchRuntime(after, device="cpu", strict=True)
+    expected = draw(runtime, after.manifest, sampling, [seed % 5 for seed in seeds], seeds)
+    np.testing.assert_array_equal([result["images"][0]["indices"] for result in results], expected)
+    assert refusal["error"]["code"] == "unavailable", refusal
+    assert "another job" in refusal["error"]["message"]
+    assert f"{after.ref} does" in cluster.log
+    assert "Traceback" not in cluster.log
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from service.gateway.schemas import (
     TokenizeOrder,
     parse,
 )
-from service.jobs.payloads import GenerateJob
+from service.jobs.payloads import GenerateJob, Tokens
 from service.settings import Settings
 
 MAX_SEED = 2**63 - 1
@@ -284,7 +284,7 @@ def test_a_wrong_token_grid_is_refused(offer: Offer, fields: dict[str, Any], par
 def test_an_answer_of_tokenize_is_a_body_of_detokenize(offer: Offer) -> None:
     grids = np.random.default_rng(0).integers(0, 64, (1, 8, 8))
     for encoding in ("bits", "indices", "packed"):
-        body = parse(DETOKENIZE, bytes(tokens_answer(grids, encoding, offer).response().body))
+        body = parse(DETOKENIZE, bytes(tokens_answer(Tokens.of(grids), encoding, offer).response().body))
         np.testing.assert_array_equal(body.token_grid(offer), grids[0])
 
 

@@ -39,12 +39,16 @@ def run_all(
     """Whether everything went as it must. `mutants`: names, None for all of them.
 
     `controls` repeats each mutant's run without the mutant: there everything must hold.
-    Journals and logs go to `output`, or to a temporary folder that is kept when a run fails.
+    Journals and logs go to the empty folder `output`, or to a temporary one that is kept when a run fails.
     """
     names = list(MUTANTS if mutants is None else mutants)
     for name in names:
         if name not in MUTANTS:
             raise ConfigError(f"mutant is {name!r}; there are {', '.join(MUTANTS)}")
+    if output is not None and output.is_dir() and any(output.iterdir()):
+        raise ConfigError(
+            f"output is {output}, which is not empty: an older run's Redis file would be read again"
+        )
     folder = Path(tempfile.mkdtemp(prefix="maskbit-chaos-")) if output is None else output
     good = True
     for seed in seeds:

@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from service.jobs.payloads import Pictures, TokenGrids
+from service.jobs.payloads import Pictures, TokenGrids, Tokens
 
 SIDE, STRIDE = 16, 4
 """Tokens and pixels of the bundled model: 16 x 16 tokens of 12 bits in 2 groups, 4 x 4 pixels each."""
@@ -100,7 +100,7 @@ def digest_of_file(data: bytes) -> str:
 def digest_of_result(kind: str, result: bytes) -> str:
     """The digest of a result as the queue holds it."""
     if kind == "tokenize":
-        return digest(TokenGrids.unpack(result).array()[0])
+        return digest(Tokens.unpack(result).array()[0])
     pictures = Pictures.unpack(result)
     if pictures.format == "tokens":
         return digest(TokenGrids.unpack(pictures.files[0]).array()[0])

@@ -24,7 +24,7 @@ from service.gateway.spans import open_spans
 from service.gateway.wish import Wish
 from service.jobs.allowance import UNLIMITED, Allowance, Allowances
 from service.jobs.job import DONE, JobView, NewJob
-from service.jobs.payloads import GenerateJob
+from service.jobs.payloads import unpack_job
 from service.logs import note_job
 from service.settings import Settings
 from service.telemetry import GatewayMetrics
@@ -130,16 +130,18 @@ class Desk:
 
     async def _submit(self, model: ServedModel, job: NewJob) -> tuple[ServedModel, str]:
         """Where the job is, and its id: `model`, or another revision that has it or has taken over."""
-        if job.idempotency_key is not None:
-            first = await self.catalogue.first(model, job.tenant, job.idempotency_key, job.fingerprint)
-            if first is not None:
-                return first
         for _ in range(_MOVES):
+            # Looked up anew for each revision: by then the one before may have taken the key in.
+            if job.idempotency_key is not None:
+                first = await self.catalogue.first(model, job.tenant, job.idempotency_key, job.fingerprint)
+                if first is not None:
+                    return first
             try:
                 return model, await model.jobs.submit(job, model.fleet.speed)
             except Moved:
                 successor = await self.catalogue.successor(model)
-                if not successor.offer.understands(model.offer, tokens=_holds_tokens(job)):
+                tokens = unpack_job(job.kind, job.payload).holds_tokens
+                if not successor.manifest.understands(model.manifest, tokens=tokens):
                     raise
                 model = successor
         raise Unavailable("the model moves from one revision to the next", retry_after_s=_DRAIN_RETRY_S)
@@ -201,10 +203,6 @@ class Desk:
         # Looked at here, since the client who waited for it may have left.
         if not task.cancelled() and (error := task.exception()) and not isinstance(error, ServiceError):
             log.error("a task of the desk failed", exc_info=error)
-
-
-def _holds_tokens(job: NewJob) -> bool:
-    return job.kind == "detokenize" or (job.kind == "generate" and bool(GenerateJob.unpack(job.payload).mask))
 
 
 async def _departure(request: Request) -> None:

@@ -17,7 +17,7 @@ from service.gateway.decoder_pool import Pixels
 from service.gateway.desk import Desk, Ticket
 from service.gateway.grids import Source, check_grid, from_base64
 from service.gateway.masks import check_mask, mask_of_pixels, mask_of_rows
-from service.gateway.rendering import grids_of
+from service.gateway.rendering import tokens_of
 from service.gateway.schemas import GenerateBody, inset
 from service.gateway.served_model import ServedModel
 from service.gateway.uploads import Fit, Ground
@@ -61,7 +61,7 @@ class Errand:
         It is charged to the caller's images only where no other job follows that is.
         """
         ticket = await self.accept(Wish(TokenizeJob.of(pixels), charged=charged))
-        return grids_of(await self.outcome(ticket))
+        return tokens_of(await self.outcome(ticket)).array()
 
     async def grids(self, sources: Sequence[Source], *, charged: bool = False) -> list[Indices]:
         """Token indices i64 (h, w) of each source; all pictures among them are tokenized by one job.

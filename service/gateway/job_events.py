@@ -13,7 +13,7 @@ from service.errors import ServiceError, Unavailable
 from service.gateway.answers import STATE_WORDS
 from service.gateway.desk import Desk, Ticket
 from service.gateway.offer import Offer
-from service.gateway.rendering import image_answer, pictures_of, usage_of
+from service.gateway.rendering import image_answer, made_by, pictures_of, tokens_of, usage_of
 from service.jobs.job import JobView
 
 PING_S = 10.0
@@ -85,11 +85,13 @@ def _told(event_id: str, text: bytes) -> JobEvent:
 
 
 def _result(offer: Offer, view: JobView) -> Iterator[JobEvent]:
-    done: dict[str, object] = {"id": view.id, "model": offer.model, "bundle": offer.bundle}
-    if view.kind != "tokenize":
+    done: dict[str, object] = {"id": view.id, "model": offer.model}
+    if view.kind == "tokenize":
+        done["bundle"] = made_by(tokens_of(view), offer)
+    else:
         pictures = pictures_of(view)
         for index in range(len(pictures.files)):
             image = image_answer(pictures, index, offer).model_dump(exclude_unset=True)
             yield JobEvent("image", {"index": index, **image})
-        done["usage"] = usage_of(view, pictures).model_dump()
+        done |= {"bundle": made_by(pictures, offer), "usage": usage_of(view, pictures).model_dump()}
     yield JobEvent("done", done)

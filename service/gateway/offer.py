@@ -8,7 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 
-from models.bundle import TOKENIZER_WEIGHTS, Manifest
+from models.bundle import Manifest
 from models.sampling_config import SamplingConfig
 from service.errors import InvalidRequest
 from service.gateway.refusals import shorten
@@ -24,12 +24,10 @@ class Offer:
     """`max_steps`: the bit groups of a picture, 0 without a generator. `num_codes`: of token indices.
 
     `created_s`: Unix time at which the revision was written or, where its files are not at hand, loaded.
-    `tokenizer`: digest of its weights; a token grid means the same to two revisions only if it is the same.
     """
 
     model: str
     bundle: str
-    tokenizer: str
     created_s: int
     licence: str
     image_size: int
@@ -49,7 +47,6 @@ class Offer:
         return cls(
             model=manifest.name,
             bundle=f"{manifest.name}@{revision}",
-            tokenizer=manifest.files.get(TOKENIZER_WEIGHTS, ""),
             created_s=created_s,
             licence=manifest.licence,
             image_size=manifest.image_size,
@@ -67,12 +64,6 @@ class Offer:
     def has_generator(self) -> bool:
         """Whether pictures can be drawn."""
         return self.max_steps > 0
-
-    def understands(self, other: Offer, *, tokens: bool) -> bool:
-        """Whether a job made for `other`, with token grids in it or without, is the same job here."""
-        names = ["image_size", "grid", "bits", "num_codes", "class_names", "max_steps"]
-        names += ["tokenizer"] if tokens else []
-        return all(getattr(self, name) == getattr(other, name) for name in names)
 
     def check_class_id(self, class_id: int, field: str = "class_id") -> int:
         """Return `class_id`; InvalidRequest, which calls it `field`, when there is no such class."""

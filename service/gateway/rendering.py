@@ -18,7 +18,7 @@ from service.gateway.answers import (
 )
 from service.gateway.offer import Offer
 from service.jobs.job import JobView
-from service.jobs.payloads import PICTURE_FORMATS, Pictures, TokenGrids
+from service.jobs.payloads import PICTURE_FORMATS, Pictures, TokenGrids, Tokens
 
 
 def pictures_of(view: JobView) -> Pictures:
@@ -26,9 +26,14 @@ def pictures_of(view: JobView) -> Pictures:
     return Pictures.unpack(_result(view))
 
 
-def grids_of(view: JobView) -> Indices:
-    """The result of a done tokenize job, i64 (count, h, w)."""
-    return TokenGrids.unpack(_result(view)).array()
+def tokens_of(view: JobView) -> Tokens:
+    """The result of a done tokenize job."""
+    return Tokens.unpack(_result(view))
+
+
+def made_by(result: Pictures | Tokens, offer: Offer) -> str:
+    """The bundle whose weights made it."""
+    return result.bundle or offer.bundle
 
 
 def usage_of(view: JobView, pictures: Pictures) -> Usage:
@@ -45,8 +50,8 @@ def usage_of(view: JobView, pictures: Pictures) -> Usage:
 def pictures_answer(view: JobView, pictures: Pictures, offer: Offer) -> PicturesAnswer:
     """The answer of generate and detokenize."""
     images = [image_answer(pictures, index, offer) for index in range(len(pictures.files))]
-    usage = usage_of(view, pictures)
-    return PicturesAnswer(images=images, model=offer.model, bundle=offer.bundle, usage=usage, id=view.id)
+    usage, bundle = usage_of(view, pictures), made_by(pictures, offer)
+    return PicturesAnswer(images=images, model=offer.model, bundle=bundle, usage=usage, id=view.id)
 
 
 def image_answer(pictures: Pictures, index: int, offer: Offer) -> ImageAnswer:
@@ -75,7 +80,7 @@ def wants_picture(accept: str, file_format: str) -> bool:
 
 def picture_response(pictures: Pictures, job_id: str, offer: Offer) -> Response:
     """The only picture of `pictures` itself, its seed and class in headers."""
-    headers = {"X-Job-ID": job_id, "X-Bundle": quote(offer.bundle, safe="@ ")}
+    headers = {"X-Job-ID": job_id, "X-Bundle": quote(made_by(pictures, offer), safe="@ ")}
     if pictures.class_ids:
         class_id = pictures.class_ids[0]
         # Percent-encoded: headers hold no more than ASCII safely.
@@ -93,15 +98,20 @@ def pictures_response(view: JobView, accept: str, offer: Offer) -> Response:
 
 
 def tokens_picture_answer(
-    images: list[ImageAnswer], grid: Indices, usage: Usage, offer: Offer, job_id: str | None = None
+    images: list[ImageAnswer],
+    grid: Indices,
+    usage: Usage,
+    offer: Offer,
+    bundle: str,
+    job_id: str | None = None,
 ) -> TokensPictureAnswer:
-    """The answer of edit and reconstruct, with the tokens `grid` i64 (h, w)."""
+    """The answer of edit and reconstruct, with the tokens `grid` i64 (h, w); `bundle` made the images."""
     answer = TokensPictureAnswer.model_construct(
         images=images,
         tokens=bits.to_strings(grid, offer.bits),
         indices=grid.tolist(),
         model=offer.model,
-        bundle=offer.bundle,
+        bundle=bundle,
         usage=usage,
     )
     if job_id is not None:
@@ -109,16 +119,17 @@ def tokens_picture_answer(
     return answer
 
 
-def tokens_answer(grids: Indices, encoding: str, offer: Offer) -> TokensAnswer | TokensListAnswer:
+def tokens_answer(tokens: Tokens, encoding: str, offer: Offer) -> TokensAnswer | TokensListAnswer:
     """The answer of tokenize: of one picture, or a list of several."""
-    answers = [_grid_answer(grid, encoding, offer) for grid in grids]
+    bundle = made_by(tokens, offer)
+    answers = [_grid_answer(grid, encoding, offer, bundle) for grid in tokens.array()]
     return answers[0] if len(answers) == 1 else TokensListAnswer(results=answers)
 
 
-def _grid_answer(grid: Indices, encoding: str, offer: Offer) -> TokensAnswer:
+def _grid_answer(grid: Indices, encoding: str, offer: Offer, bundle: str) -> TokensAnswer:
     fields: dict[str, object] = {
         "model": offer.model,
-        "bundle": offer.bundle,
+        "bundle": bundle,
         "grid": list(grid.shape),
         "bits_per_token": offer.bits,
         "bit_order": "lsb-first",

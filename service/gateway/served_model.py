@@ -16,6 +16,7 @@ class ServedModel:
     def __init__(
         self, manifest: Manifest, revision: str, created_s: int, settings: Settings, redis_url: str
     ) -> None:
+        self.manifest = manifest
         self.revision = revision
         self.offer = Offer.of(manifest, revision, created_s, settings)
         self.jobs = JobStore(redis_url, Keys(manifest.name, revision), settings.queue_limits())

@@ -243,7 +243,8 @@ class Consumer:
         To be repeated: a revision without workers is closed to new jobs.
         """
         try:
-            return int(self._run("leave", self._keys.worker(self.worker_id)))
+            lease_ms = int(self._limits.lease_s * 1000)
+            return int(self._run("leave", self._keys.worker(self.worker_id), lease_ms))
         except (RedisError, OSError) as error:
             self._trouble(error)
             return None

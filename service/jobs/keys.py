@@ -62,7 +62,19 @@ class Keys:
 
         The last one is the prefix of the job hashes; names that belong to one job travel inside its hash.
         """
-        names = ("open", "res", "gone", "released", "dead", "waiting", "workers", "closed", "turn", "owed")
+        names = (
+            "open",
+            "res",
+            "gone",
+            "released",
+            "dead",
+            "waiting",
+            "workers",
+            "leaving",
+            "closed",
+            "turn",
+            "owed",
+        )
         return (*self.queues, *(self._name(name) for name in names), self._name("j:"))
 
     @property
@@ -89,6 +101,11 @@ class Keys:
     def workers(self) -> str:
         """Sorted set: names of the keys of living workers by the time at which they count as gone, in ms."""
         return self._name("workers")
+
+    @property
+    def leaving(self) -> str:
+        """Sorted set like `workers`, of those that end with the last open job and are chosen no more."""
+        return self._name("leaving")
 
     def job(self, job_id: str) -> str:
         """Hash with the truth about one job."""

@@ -7,7 +7,7 @@ trace. Pictures travel as raw RGB bytes, token grids as little-endian int32.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import msgpack
 import numpy as np
@@ -70,6 +70,11 @@ class GenerateJob(Payload):
         """Pictures of the job."""
         return len(self.seeds)
 
+    @property
+    def holds_tokens(self) -> bool:
+        """Whether it means something only to one tokenizer."""
+        return bool(self.mask)
+
     @classmethod
     def _from_values(cls, values: dict[str, Any]) -> GenerateJob:
         values["sampling"] = from_mapping(SamplingConfig, values["sampling"])
@@ -91,6 +96,11 @@ class TokenizeJob(Payload):
         """Pictures of the job."""
         return self.count
 
+    @property
+    def holds_tokens(self) -> bool:
+        """Whether it means something only to one tokenizer."""
+        return False
+
     @classmethod
     def of(cls, images: NDArray[np.uint8]) -> TokenizeJob:
         """A job for `images` u8 (count, size, size, 3)."""
@@ -110,7 +120,7 @@ class TokenGrids(Payload):
     indices: bytes
 
     @classmethod
-    def of(cls, indices: NDArray[np.int64]) -> TokenGrids:
+    def of(cls, indices: NDArray[np.int64]) -> Self:
         """The payload of `indices` i64 (count, side, side)."""
         return cls(len(indices), indices.shape[1], indices.astype("<i4").tobytes())
 
@@ -133,6 +143,11 @@ class DetokenizeJob(TokenGrids):
         """Pictures of the job."""
         return self.count
 
+    @property
+    def holds_tokens(self) -> bool:
+        """Whether it means something only to one tokenizer."""
+        return True
+
     @classmethod
     def one(cls, grid: NDArray[np.int64], file_format: str) -> DetokenizeJob:
         """A job for one grid of indices i64 (side, side)."""
@@ -140,7 +155,23 @@ class DetokenizeJob(TokenGrids):
 
 
 JobPayload = GenerateJob | TokenizeJob | DetokenizeJob
-JOB_PAYLOADS: tuple[type[JobPayload], ...] = (GenerateJob, TokenizeJob, DetokenizeJob)
+JOB_PAYLOADS: dict[str, type[JobPayload]] = {
+    one.kind: one for one in (GenerateJob, TokenizeJob, DetokenizeJob)
+}
+
+
+def unpack_job(kind: str, payload: bytes) -> JobPayload:
+    """Parse the payload of a job of `kind`; JobFailed for anything else."""
+    if kind not in JOB_PAYLOADS:
+        raise JobFailed(f"job kind {kind!r} is unknown; known are {', '.join(JOB_PAYLOADS)}")
+    return JOB_PAYLOADS[kind].unpack(payload)
+
+
+@dataclass(frozen=True)
+class Tokens(TokenGrids):
+    """Result of tokenize. `bundle`: what made it, if not the revision that the job was given to."""
+
+    bundle: str = ""
 
 
 @dataclass(frozen=True)
@@ -149,7 +180,7 @@ class Pictures(Payload):
 
     `format` is that of every file; a `tokens` file is a TokenGrids payload of one grid, an `npy` file holds
     the pixels. `class_ids` and `seeds` are those of the job, one per file; both are empty for detokenize.
-    `forward_passes` are the rows that one picture cost the network.
+    `forward_passes` are the rows that one picture cost the network. `bundle`: as in Tokens.
     """
 
     files: tuple[bytes, ...]
@@ -159,3 +190,4 @@ class Pictures(Payload):
     class_ids: tuple[int, ...] = ()
     seeds: tuple[int, ...] = ()
     forward_passes: int = 0
+    bundle: str = ""

@@ -3,11 +3,12 @@
 The manifest travels along, so that a gateway can serve the jobs of a revision whose files it never saw.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 from redis import Redis
 
-from service.jobs.keys import manifests_of, revisions_of
+from service.jobs.keys import Keys, manifests_of, revisions_of
 from service.jobs.redis_link import AsyncLink
 
 
@@ -29,6 +30,30 @@ def newest(redis: Redis, name: str) -> str | None:
     """The revision that was loaded last. Raises RedisError, OSError."""
     found: Any = redis.zrange(revisions_of(name), -1, -1)
     return str(found[0].decode()) if found else None
+
+
+def others(redis: Redis, name: str, own: Collection[str]) -> list[str]:
+    """The revisions beside `own`. Raises RedisError, OSError."""
+    found: Any = redis.zrange(revisions_of(name), 0, -1)
+    return [text for revision in found if (text := revision.decode()) not in own]
+
+
+def manifest_of(redis: Redis, name: str, revision: str) -> str | None:
+    """The text of a revision's `bundle.json`; None for an unknown one. Raises RedisError, OSError."""
+    text: Any = redis.hget(manifests_of(name), revision)
+    return str(text.decode()) if text is not None else None
+
+
+def is_deserted(redis: Redis, keys: Keys) -> bool:
+    """Whether a revision has open jobs and no worker, not even a leaving one. Raises RedisError, OSError."""
+    with redis.pipeline() as pipe:
+        pipe.time()
+        pipe.zcard(keys.open)
+        for living in (keys.workers, keys.leaving):
+            pipe.zrange(living, -1, -1, withscores=True)
+        (seconds, microseconds), open_jobs, *latest = pipe.execute()
+    now_ms = seconds * 1000 + microseconds // 1000
+    return bool(open_jobs) and all(until_ms <= now_ms for one in latest for _, until_ms in one)
 
 
 class Registry:

@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from models.schedule import forward_passes
 from service.errors import JobFailed
 from service.jobs.consumer import Consumer
 from service.jobs.job import ClaimedJob, Ending
-from service.jobs.payloads import DetokenizeJob, Pictures, TokenGrids, TokenizeJob
+from service.jobs.payloads import DetokenizeJob, Pictures, TokenizeJob, Tokens
 from service.logs import of_job
 from service.pictures import npy_file, picture_file, tokens_file
 from service.worker.task import Observer, Task
@@ -42,12 +42,17 @@ class Finished:
 
 
 class Finisher:
-    """`guard` runs each thread's loop and is told what breaks it."""
+    """`guard` runs each thread's loop and is told what breaks it; `bundle` is told with each result."""
 
     def __init__(
-        self, consumer: Consumer, observer: Observer, guard: Callable[[Callable[[], None]], None]
+        self,
+        consumer: Consumer,
+        observer: Observer,
+        guard: Callable[[Callable[[], None]], None],
+        bundle: str = "",
     ) -> None:
         self._consumer = consumer
+        self._bundle = bundle
         self._observer = observer
         self._waiting: queue.SimpleQueue[Finished | None] = queue.SimpleQueue()
         self._threads = [
@@ -77,10 +82,10 @@ class Finisher:
 
     def _record(self, first: Finished) -> None:
         began_ns, until = time.time_ns(), time.monotonic() + GATHER_S
-        batch, endings = [first], [ending_of(first)]
+        batch, endings = [first], [ending_of(first, self._bundle)]
         while len(batch) < MOST and time.monotonic() < until and (more := self._next()) is not None:
             batch.append(more)
-            endings.append(ending_of(more))
+            endings.append(ending_of(more, self._bundle))
         self._consumer.settle(endings)
         for finished, ending in zip(batch, endings, strict=True):
             if finished.task is not None:
@@ -99,12 +104,12 @@ class Finisher:
         return found
 
 
-def ending_of(finished: Finished) -> Ending:
-    """What there is to record."""
+def ending_of(finished: Finished, bundle: str = "") -> Ending:
+    """What there is to record; `bundle`: as in payloads.Tokens."""
     error = finished.error
     if finished.task is not None:
         try:
-            return Ending(finished.job, result_of(finished.task, finished.compute_ms))
+            return Ending(finished.job, result_of(finished.task, finished.compute_ms, bundle))
         except Exception:
             job_id = finished.job.id
             log.exception("the result of job %s could not be encoded", job_id, extra=of_job(job_id))
@@ -113,14 +118,15 @@ def ending_of(finished: Finished) -> Ending:
     return Ending(finished.job, error_code=code, error_message=str(error))
 
 
-def result_of(task: Task, compute_ms: float) -> bytes:
-    """The payload that a finished task sends back."""
+def result_of(task: Task, compute_ms: float, bundle: str = "") -> bytes:
+    """The payload that a finished task sends back; `bundle`: as in payloads.Tokens."""
     request = task.request
     if isinstance(request, TokenizeJob):
-        return TokenGrids.of(np.stack([task.grids[k] for k in range(request.count)])).pack()
+        grids = Tokens.of(np.stack([task.grids[k] for k in range(request.count)]))
+        return replace(grids, bundle=bundle).pack()
     files = tuple(_file(task, request.format, k) for k in range(len(task.grids)))
     if isinstance(request, DetokenizeJob):
-        return Pictures(files, 0, compute_ms, request.format).pack()
+        return Pictures(files, 0, compute_ms, request.format, bundle=bundle).pack()
     return Pictures(
         files,
         steps=request.sampling.steps,
@@ -129,6 +135,7 @@ def result_of(task: Task, compute_ms: float) -> bytes:
         class_ids=request.class_ids,
         seeds=request.seeds,
         forward_passes=forward_passes(request.sampling).total,
+        bundle=bundle,
     ).pack()
 
 

@@ -2,6 +2,7 @@
 
 The new weights are loaded and warmed up beside those in use. Then gateways send new jobs to the new revision,
 while the old one goes on with what it was given, in a thread of its own, until none of its jobs is open.
+Where the last worker of an old revision was killed before that, a worker of another one is its heir.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from service.jobs.registry import is_registered, newest, register
 from service.settings import Settings
 from service.telemetry import WorkerMetrics
 from service.worker.bundle_watch import BundleWatch
+from service.worker.orphans import Orphan, Orphans
 from service.worker.scheduler import SlotTable
 from service.worker.task import Observer
 from service.worker.worker import Worker
@@ -42,17 +44,19 @@ MOST = 2  # revisions in memory at a time
 
 @dataclass(eq=False)
 class Reign:
-    """One revision at work, in a thread of its own."""
+    """One revision at work, in a thread of its own. An heir works on the jobs that `revision` left open."""
 
     bundle: Bundle
     worker: Worker
+    revision: str
+    heir: bool = False
     entered: bool = False
     over: bool = False
     crash: BaseException | None = None
 
     def begin(self, ended: Callable[[], None]) -> None:
         """Start the thread, which calls `ended` at its end."""
-        self._thread = threading.Thread(target=self._run, args=(ended,), name=self.bundle.ref)
+        self._thread = threading.Thread(target=self._run, args=(ended,), name=self.revision)
         self._thread.start()
 
     def _run(self, ended: Callable[[], None]) -> None:
@@ -93,7 +97,8 @@ class Succession:
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         bundle = open_bundle(settings.bundle)
         self._watch = BundleWatch(settings.bundle, bundle)
-        self._reigns = [Reign(bundle, self._load(bundle))]
+        self._reigns = [Reign(bundle, self._load(bundle), bundle.revision)]
+        self._orphans = Orphans(self._redis, bundle.manifest.name, settings.lease_s)
 
     def stop(self) -> None:
         """Drain and end. Safe in a signal handler."""
@@ -121,13 +126,15 @@ class Succession:
                 _free_memory()
             if not self._stopping and len(self._reigns) < MOST:
                 self._look()
+            if not self._stopping and len(self._reigns) < MOST:
+                self._inherit()
         self._redis.close()
 
     def _reign_ended(self) -> None:
         self._wake.put(None)
 
-    def _load(self, bundle: Bundle) -> Worker:
-        """A worker whose weights are loaded and warm."""
+    def _load(self, bundle: Bundle, orphan: Orphan | None = None) -> Worker:
+        """A worker whose weights are loaded and warm, for jobs of its own or those of an orphan."""
         started, settings = time.monotonic(), self._settings
         runtime = load_runtime(
             bundle,
@@ -138,7 +145,7 @@ class Succession:
         )
         runtime.warm_up()
         worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        keys = Keys(bundle.manifest.name, bundle.revision)
+        keys = Keys(bundle.manifest.name, orphan.revision if orphan else bundle.revision)
         worker = Worker(
             Consumer(self._redis_url, keys, worker_id, settings.queue_limits()),
             runtime,
@@ -148,6 +155,7 @@ class Succession:
             drain_s=settings.drain_s,
             metrics=self._metrics,
             observer=self._observer,
+            heir_of=orphan.manifest if orphan else None,
         )
         seconds = time.monotonic() - started
         log.info("worker %s ready with %s on %s after %.1f s", worker_id, bundle.ref, runtime.name, seconds)
@@ -162,7 +170,7 @@ class Succession:
         log.info("loading %s beside %s", bundle.ref, self._watch.current.ref)
         self._loading = True
         try:
-            reign = Reign(bundle, self._load(bundle))
+            reign = Reign(bundle, self._load(bundle), bundle.revision)
         except Exception as exc:
             self._watch.refuse(bundle.revision, f"{exc}".strip().partition("\n")[0] or type(exc).__name__)
             _free_memory()
@@ -175,13 +183,38 @@ class Succession:
             self._reigns.append(reign)
             reign.begin(self._reign_ended)
 
+    def _inherit(self) -> None:
+        """Become the heir of a revision whose jobs nobody works on any more, if there is one."""
+        orphan = self._orphans.look([reign.revision for reign in self._reigns])
+        if orphan is None:
+            return
+        bundle = self._reigns[-1].bundle
+        log.warning(
+            "nobody works on the jobs of %s@%s: %s does", bundle.manifest.name, orphan.revision, bundle.ref
+        )
+        self._loading = True
+        try:
+            reign = Reign(bundle, self._load(bundle, orphan), orphan.revision, heir=True)
+        except Exception as exc:
+            log.warning("they wait, since it cannot be loaded once more: %s", describe(exc))
+            _free_memory()
+            return
+        finally:
+            self._loading = False
+        # A signal may have come meanwhile.
+        if not self._stopping:
+            reign.worker.leave()
+            self._reigns.insert(0, reign)
+            reign.begin(self._reign_ended)
+
     def _make_known(self) -> None:
         """Keep all revisions in the registry; once the newest is there, the other gives way to it."""
         *former, current = self._reigns
         settled = current.entered
         try:
             for reign in self._reigns:
-                self._enter(reign)
+                if not reign.heir:
+                    self._enter(reign)
             self._superseded = newest(self._redis, current.bundle.manifest.name) != current.bundle.revision
         except (RedisError, OSError) as error:
             log.debug("the revisions are registered later: %s", describe(error))
@@ -191,7 +224,7 @@ class Succession:
                 reign.worker.leave()
 
     def _enter(self, reign: Reign) -> None:
-        name, revision = reign.bundle.manifest.name, reign.bundle.revision
+        name, revision = reign.bundle.manifest.name, reign.revision
         if not reign.entered or not is_registered(self._redis, name, revision):
             register(self._redis, name, revision, reign.bundle.text)
             reign.entered = True
@@ -224,9 +257,10 @@ class Succession:
                     other.worker.stop()
                     other.join()
                 raise reign.crash
-            info = reign.worker.info
-            self._metrics.model_info.remove(info.bundle, info.runtime, info.precision)
-            log.info("%s has ended", info.bundle)
+            if not reign.heir:
+                info = reign.worker.info
+                self._metrics.model_info.remove(info.bundle, info.runtime, info.precision)
+            log.info("%s@%s has ended", reign.bundle.manifest.name, reign.revision)
         return len(ended)
 
 

@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-from models.bundle import Bundle
+from models.bundle import Bundle, Manifest
 from models.errors import MaskBitError
 from models.runtime.base import Pixels, Runtime
-from service.errors import JobFailed, ServiceError
+from service.errors import ServiceError, Unavailable
 from service.jobs.consumer import Consumer
 from service.jobs.job import ClaimedJob
-from service.jobs.payloads import JOB_PAYLOADS, JobPayload
+from service.jobs.payloads import JobPayload, unpack_job
 from service.logs import of_job
 from service.telemetry import WorkerMetrics
 from service.worker.engine import Engine
@@ -31,7 +31,6 @@ from service.worker.task import NoObserver, Observer, Task
 
 log = logging.getLogger(__name__)
 
-REQUESTS: dict[str, type[JobPayload]] = {one.kind: one for one in JOB_PAYLOADS}
 CLAIM_BLOCK_S = 1.0
 IDLE_WAIT_S = 1.0
 UNBLOCK_EVERY_S = 0.02
@@ -56,7 +55,10 @@ class WorkerInfo:
 
 
 class Worker:
-    """Ties a consumer of the queue to an engine; `run` returns after `stop`, jobs finished or released."""
+    """Ties a consumer of the queue to an engine; `run` returns after `stop`, jobs finished or released.
+
+    `heir_of`: the revision whose queue it is, if that is not the one of `bundle`.
+    """
 
     def __init__(
         self,
@@ -69,12 +71,15 @@ class Worker:
         drain_s: float,
         metrics: WorkerMetrics,
         observer: Observer | None = None,
+        heir_of: Manifest | None = None,
     ) -> None:
         self.consumer = consumer
         self.metrics = metrics
         self.lease_s = lease_s
         self.drain_s = drain_s
         self._observer = observer or NoObserver()
+        self._bundle = bundle
+        self._heir_of = heir_of
         self.engine = Engine(runtime, bundle.manifest, table, self, metrics, observer=self._observer)
         self.info = WorkerInfo(
             bundle.ref, runtime.name, runtime.precision, runtime.device_name, table.slots, os.getpid()
@@ -88,12 +93,14 @@ class Worker:
         self._quiet_since_s = float("inf")
         self._ended = threading.Event()
         self._crash: BaseException | None = None
-        self._finisher = Finisher(consumer, self._observer, self._guard)
+        made_by = bundle.ref if heir_of else ""
+        self._finisher = Finisher(consumer, self._observer, self._guard, made_by)
         self._progress = Progress(consumer, self._finisher, self._guard)
 
     def run(self) -> None:
         """Work until `stop`; raises what broke a thread."""
-        self._announce()
+        if not self.leaving:
+            self._announce()
         self._finisher.start()
         self._progress.start()
         claimers = [self._start_thread(loop) for loop in (self._claim_pictures, self._claim_codec)]
@@ -218,14 +225,23 @@ class Worker:
         if job.attempt > 1:
             self.metrics.redeliveries.inc()
         try:
-            if job.kind not in REQUESTS:
-                raise JobFailed(f"job kind {job.kind!r} is unknown; known are {', '.join(REQUESTS)}")
-            request = REQUESTS[job.kind].unpack(job.payload)
+            request = self._request_of(job)
         except ServiceError as exc:
             del self._jobs[job.id]
             self._finisher.add(Finished(job, error=exc))
             return
         self.engine.submit(Task(job.id, request, solo=job.solo, deadline_s=job.deadline_s, trace=job.trace))
+
+    def _request_of(self, job: ClaimedJob) -> JobPayload:
+        """What the job asks for. Raises Unavailable for what would be something else by these weights."""
+        request = unpack_job(job.kind, job.payload)
+        former = self._heir_of
+        if former and not self._bundle.manifest.understands(former, tokens=request.holds_tokens):
+            raise Unavailable(
+                "the workers of the revision that took this job are gone, and it would be another job for "
+                f"{self._bundle.ref}; ask again"
+            )
+        return request
 
     def _beat(self) -> None:
         """Renew leases and the announcement; take over a lost job when there is room."""

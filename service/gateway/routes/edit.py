@@ -13,6 +13,7 @@ from service.gateway.errand import Errand
 from service.gateway.queries import check_no_query
 from service.gateway.rendering import (
     image_answer,
+    made_by,
     picture_response,
     pictures_of,
     tokens_picture_answer,
@@ -44,11 +45,12 @@ async def edit(request: Request, desk: OpenDesk, caller: CallerDep) -> Response:
     tokens_only = body.format == "tokens"
     grid = body.edited(await errand.grids(body.sources, charged=tokens_only), model.offer)
     if tokens_only:
-        return tokens_picture_answer([], grid, errand.usage, model.offer).response()
+        return tokens_picture_answer([], grid, errand.usage, model.offer, model.offer.bundle).response()
     ticket = await errand.accept(Wish(DetokenizeJob.one(grid, body.format), repeat=repeat))
     view = await errand.outcome(ticket)
     pictures = pictures_of(view)
+    offer = ticket.model.offer
     if wants_picture(request.headers.get("accept", ""), pictures.format):
-        return picture_response(pictures, view.id, ticket.model.offer)
-    images = [image_answer(pictures, 0, ticket.model.offer)]
-    return tokens_picture_answer(images, grid, errand.usage, ticket.model.offer, view.id).response()
+        return picture_response(pictures, view.id, offer)
+    images, bundle = [image_answer(pictures, 0, offer)], made_by(pictures, offer)
+    return tokens_picture_answer(images, grid, errand.usage, offer, bundle, view.id).response()

@@ -25,7 +25,7 @@ from service.gateway.event_stream import event_stream, resume_point
 from service.gateway.job_events import follow
 from service.gateway.offer import Offer
 from service.gateway.queries import JobQuery, check_no_query
-from service.gateway.rendering import grids_of, pictures_answer, pictures_of, tokens_answer
+from service.gateway.rendering import pictures_answer, pictures_of, tokens_answer, tokens_of
 from service.gateway.repeat import Repeat, repeat_of
 from service.gateway.responses import job_error, request_id_of
 from service.gateway.schemas import ORDER, DetokenizeOrder, GenerateOrder, Order, TokenizeOrder
@@ -139,5 +139,5 @@ def _answer(view: JobView, model: ServedModel) -> JobAnswer:
 
 def _result(view: JobView, encoding: str, offer: Offer) -> PicturesAnswer | TokensAnswer | TokensListAnswer:
     if view.kind == "tokenize":
-        return tokens_answer(grids_of(view), encoding, offer)
+        return tokens_answer(tokens_of(view), encoding, offer)
     return pictures_answer(view, pictures_of(view), offer)

@@ -18,6 +18,7 @@ from service.gateway.queries import ReconstructQuery
 from service.gateway.reconstruction import compared
 from service.gateway.rendering import (
     image_answer,
+    made_by,
     picture_response,
     pictures_of,
     tokens_picture_answer,
@@ -67,4 +68,6 @@ async def reconstruct(
         return response
     image = image_answer(pictures, 0, ticket.model.offer)
     image.psnr_db = psnr
-    return tokens_picture_answer([image], grid, errand.usage, ticket.model.offer, view.id).response()
+    offer = ticket.model.offer
+    bundle = made_by(pictures, offer)
+    return tokens_picture_answer([image], grid, errand.usage, offer, bundle, view.id).response()

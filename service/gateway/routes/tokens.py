@@ -18,7 +18,7 @@ from service.gateway.grids import check_grid
 from service.gateway.offer import Offer
 from service.gateway.picture_bodies import PICTURES_BODY, read_upload
 from service.gateway.queries import DetokenizeQuery, TokenizeQuery
-from service.gateway.rendering import grids_of, pictures_response, tokens_answer
+from service.gateway.rendering import pictures_response, tokens_answer, tokens_of
 from service.gateway.repeat import repeat_of
 from service.gateway.schemas import DEFAULT_DEADLINE_MS, DETOKENIZE
 from service.gateway.wish import Wish
@@ -57,10 +57,10 @@ async def tokenize(
     images = await errand.fitted([(data, query.fit) for data in upload.files])
     repeat = repeat_of(request, images.tobytes)
     ticket = await errand.accept(Wish(TokenizeJob.of(images), repeat=repeat))
-    grids = grids_of(await errand.outcome(ticket))
+    tokens = tokens_of(await errand.outcome(ticket))
     if query.encoding == "npy":
-        return Response(npy.write_npy(grids[0]), media_type=npy.MEDIA_TYPE)
-    return tokens_answer(grids, query.encoding, ticket.model.offer).response()
+        return Response(npy.write_npy(tokens.array()[0]), media_type=npy.MEDIA_TYPE)
+    return tokens_answer(tokens, query.encoding, ticket.model.offer).response()
 
 
 @router.post(

@@ -1,5 +1,6 @@
 -- In front of every script: the names of keys.py (`Keys.shared`), the clock, and the consumer group.
-local Q0, Q1, QC, OPEN, RES, GONE, RELEASED, DEAD, WAITING, WORKERS, CLOSED, TURN, OWED, JOB = unpack(KEYS)
+local Q0, Q1, QC, OPEN, RES, GONE, RELEASED, DEAD, WAITING, WORKERS, LEAVING, CLOSED, TURN, OWED, JOB =
+  unpack(KEYS)
 local GROUP = 'g'
 
 local clock = redis.call('TIME')

@@ -1,0 +1,100 @@
+"""Jobs that nobody works on are found in a real Redis, and those of living workers are left alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
+
+import pytest
+from redis import Redis
+
+from models.bundle import Manifest
+from service.jobs.consumer import Consumer
+from service.jobs.job import QueueLimits
+from service.jobs.keys import Keys
+from service.jobs.registry import register
+from service.worker.orphans import Orphan, Orphans
+
+pytest_plugins = ["tests.redis_fixtures"]
+
+LEASE_S = 0.3
+
+
+@pytest.fixture
+def raw(redis_url: str) -> Iterator[Redis]:
+    with Redis.from_url(redis_url) as redis:
+        yield redis
+
+
+@pytest.fixture
+def worker(redis_url: str, keys: Keys) -> Iterator[Consumer]:
+    consumer = Consumer(redis_url, keys, "some-worker", QueueLimits(lease_s=LEASE_S))
+    yield consumer
+    consumer.close()
+
+
+@pytest.fixture
+def accept(raw: Redis, keys: Keys) -> Callable[[], None]:
+    """An open job of the revision."""
+
+    def one() -> None:
+        raw.zadd(keys.open, {"some-job": 1e15})
+
+    return one
+
+
+def looks(orphans: Orphans, own: Collection[str] = (), seconds: float = 2 * LEASE_S) -> list[Orphan | None]:
+    """What it found, look by look."""
+    found, until = [], time.monotonic() + seconds
+    while time.monotonic() < until:
+        found.append(orphans.look(own))
+        time.sleep(LEASE_S / 10)
+    return found
+
+
+def test_a_revision_with_open_jobs_and_no_worker_is_an_orphan_after_a_while(
+    raw: Redis, keys: Keys, tiny_manifest: Manifest, accept: Callable[[], None]
+) -> None:
+    manifest = replace(tiny_manifest, name=keys.bundle)
+    register(raw, keys.bundle, keys.revision, manifest.to_json())
+    orphans = Orphans(raw, keys.bundle, LEASE_S)
+    assert not any(looks(orphans)), "it has no jobs"
+    accept()
+    found = looks(orphans)
+    assert found[0] is None
+    assert found[-1] == Orphan(keys.revision, manifest)
+    assert not any(looks(orphans, [keys.revision])), "it is served here"
+
+
+@pytest.mark.parametrize("says", [Consumer.leave, lambda worker: worker.announce({})])
+def test_a_revision_is_no_orphan_as_long_as_a_worker_leaves_or_stays(
+    raw: Redis,
+    keys: Keys,
+    worker: Consumer,
+    tiny_manifest: Manifest,
+    accept: Callable[[], None],
+    says: Callable[[Consumer], object],
+) -> None:
+    register(raw, keys.bundle, keys.revision, tiny_manifest.to_json())
+    accept()
+    orphans = Orphans(raw, keys.bundle, LEASE_S)
+    for _ in range(3):
+        says(worker)
+        assert not any(looks(orphans, seconds=LEASE_S / 2))
+    assert any(looks(orphans, seconds=3 * LEASE_S))
+    says(worker)
+    assert orphans.look([]) is None
+    worker.retire()
+    assert any(looks(orphans)), "it has ended"
+
+
+def test_a_redis_that_is_away_has_no_orphans_and_a_manifest_of_nonsense_is_told(
+    raw: Redis, keys: Keys, accept: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    with Redis(port=1) as away:
+        assert Orphans(away, keys.bundle, LEASE_S).look([]) is None
+    register(raw, keys.bundle, keys.revision, "{}")
+    accept()
+    assert not any(looks(Orphans(raw, keys.bundle, LEASE_S)))
+    assert "no worker and no manifest" in caplog.text
