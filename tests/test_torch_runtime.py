@@ -18,8 +18,8 @@ from models.bundle_writer import write_bundle
 from models.drawing import Drawing, advance, draw, step_batch
 from models.errors import RuntimeUnavailable
 from models.generator import LfqBert
-from models.runtime.base import Integers, StepBatch, bucket_for
-from models.runtime.torch_runtime import CPU_BUCKETS, STRICT_BUCKET, TorchRuntime, choose_device
+from models.runtime.base import CPU_BUCKETS, STRICT_BUCKET, Integers, StepBatch, bucket_for
+from models.runtime.torch_runtime import TorchRuntime, choose_device
 from models.sampler import sample
 from models.sampling_config import GUIDANCE_ANNEALINGS, MASK_SCHEDULES, SamplingConfig
 from models.tokenizer import ConvTokenizer
@@ -384,3 +384,39 @@ def test_warm_up_reaches_both_networks_and_changes_nothing(usual: TorchRuntime) 
     assert generator
     assert decoder
     assert np.array_equal(usual.step(batch).drawn, before.drawn)
+
+
+def test_buckets_that_a_gpu_cannot_hold_are_given_up_at_warm_up(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No GPU is needed: its memory is what `_warm` says."""
+    runtime = TorchRuntime(tiny_bundle, device="cpu")
+    monkeypatch.setattr(runtime, "device", torch.device("cuda:0"))
+    warmed: list[int] = []
+
+    def warm(rows: int) -> None:
+        if rows > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        warmed.append(rows)
+
+    monkeypatch.setattr(runtime, "_warm", warm)
+    limit = 6
+    runtime.warm_up()
+    assert runtime.buckets == (1, 2, 3, 4, 6)
+    assert warmed == [1, 2, 3, 4, 6]
+    assert "cuda:0 holds batches of at most 6 rows" in caplog.text
+    limit = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        runtime.warm_up()
+
+
+def test_a_precision_that_cannot_hold_the_logits_is_refused_at_warm_up(
+    tmp_path: Path, tiny_manifest: Manifest, tiny_tokenizer: ConvTokenizer, tiny_generator: LfqBert
+) -> None:
+    weights: dict[str, Tensor] = dict(tiny_generator.state_dict())
+    weights["prediction_layer.weight"] = weights["prediction_layer.weight"] * 1e6
+    files = {"tokenizer.safetensors": dict(tiny_tokenizer.state_dict()), "generator.safetensors": weights}
+    bundle = write_bundle(tmp_path / "large", tiny_manifest, files)
+    with pytest.raises(RuntimeUnavailable, match="do not fit into fp16; use --precision bf16 or fp32"):
+        TorchRuntime(bundle, device="cpu", precision="fp16").warm_up()
+    TorchRuntime(bundle, device="cpu", precision="bf16").warm_up()

@@ -17,6 +17,7 @@ from redis import Redis
 
 from models.bundle import Bundle
 from models.drawing import draw
+from models.runtime import loading
 from models.runtime.base import StepBatch, StepResult
 from models.runtime.noop_runtime import NoopRuntime
 from models.sampling_config import SamplingConfig
@@ -432,8 +433,8 @@ def test_a_worker_is_announced_only_when_its_runtime_is_warm(
             with Redis.from_url(redis_url) as redis:
                 announced.append(bool(redis.exists(keys.workers)))
 
-    monkeypatch.setattr(succession, "load_runtime", lambda bundle, *_, **__: Cold(bundle))
-    settings = Settings(redis_url=redis_url, bundle=str(tiny_bundle.path))
+    monkeypatch.setitem(loading._LOADERS, "noop", lambda bundle, wish: Cold(bundle))
+    settings = Settings(redis_url=redis_url, bundle=str(tiny_bundle.path), runtime="noop")
     process = succession.Succession(settings, WorkerMetrics(), None)
     thread = threading.Thread(target=process.run)
     thread.start()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from models.errors import RuntimeLost
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -38,5 +40,10 @@ def isolate(
 
 
 def is_fatal(error: BaseException) -> bool:
-    """Whether the process cannot go on: a CUDA context is unusable after most of its errors."""
+    """Whether the process cannot go on: a CUDA context is unusable after most of its errors.
+
+    Without its server no item can be done; the queue keeps those for a worker that finds one.
+    """
+    if isinstance(error, RuntimeLost):
+        return True
     return "CUDA error" in str(error) or type(error).__name__ in ("AcceleratorError", "MemoryError")

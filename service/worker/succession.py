@@ -7,23 +7,22 @@ Where the last worker of an old revision was killed before that, a worker of ano
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import queue
 import socket
-import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
 from redis.exceptions import RedisError
 
 from models.bundle import Bundle, open_bundle
-from models.runtime.loading import load_runtime
+from models.errors import first_line
+from models.runtime.loading import Wish, choose_runtime, free_memory
 from service.jobs.consumer import Consumer
 from service.jobs.keys import Keys
 from service.jobs.redis_link import connect, describe
@@ -97,6 +96,7 @@ class Succession:
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         bundle = open_bundle(settings.bundle)
         self._watch = BundleWatch(settings.bundle, bundle)
+        self._told: set[str] = set()
         self._reigns = [Reign(bundle, self._load(bundle), bundle.revision)]
         self._orphans = Orphans(self._redis, bundle.manifest.name, settings.lease_s)
 
@@ -123,7 +123,7 @@ class Succession:
             with suppress(queue.Empty):
                 self._wake.get(timeout=LOOK_S)
             if self._bury():
-                _free_memory()
+                free_memory()
             if not self._stopping and len(self._reigns) < MOST:
                 self._look()
             if not self._stopping and len(self._reigns) < MOST:
@@ -136,19 +136,20 @@ class Succession:
     def _load(self, bundle: Bundle, orphan: Orphan | None = None) -> Worker:
         """A worker whose weights are loaded and warm, for jobs of its own or those of an orphan."""
         started, settings = time.monotonic(), self._settings
-        runtime = load_runtime(
-            bundle,
-            settings.runtime,
+        wish = Wish(
             device=settings.device,
             precision=settings.precision,
             strict=settings.deterministic == "strict",
+            threads=settings.threads,
+            triton_url=settings.triton_url,
         )
-        runtime.warm_up()
+        choice = choose_runtime(bundle, settings.runtime, wish)
+        self._tell(choice.passed_over)
         worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         keys = Keys(bundle.manifest.name, orphan.revision if orphan else bundle.revision)
         worker = Worker(
             Consumer(self._redis_url, keys, worker_id, settings.queue_limits()),
-            runtime,
+            choice.runtime,
             bundle,
             table=SlotTable(settings.slots),
             lease_s=settings.lease_s,
@@ -156,10 +157,19 @@ class Succession:
             metrics=self._metrics,
             observer=self._observer,
             heir_of=orphan.manifest if orphan else None,
+            passed_over=choice.passed_over,
         )
         seconds = time.monotonic() - started
-        log.info("worker %s ready with %s on %s after %.1f s", worker_id, bundle.ref, runtime.name, seconds)
+        name = choice.runtime.name
+        log.info("worker %s ready with %s on %s after %.1f s", worker_id, bundle.ref, name, seconds)
         return worker
+
+    def _tell(self, passed_over: Iterable[str]) -> None:
+        """Log why better runtimes were passed over, each reason once in a process."""
+        for reason in passed_over:
+            if reason not in self._told:
+                self._told.add(reason)
+                log.info("passed over: %s", reason)
 
     def _look(self) -> None:
         """Let a new revision take over, if there is one that can be loaded."""
@@ -172,8 +182,8 @@ class Succession:
         try:
             reign = Reign(bundle, self._load(bundle), bundle.revision)
         except Exception as exc:
-            self._watch.refuse(bundle.revision, f"{exc}".strip().partition("\n")[0] or type(exc).__name__)
-            _free_memory()
+            self._watch.refuse(bundle.revision, first_line(exc))
+            free_memory()
             return
         finally:
             self._loading = False
@@ -197,7 +207,7 @@ class Succession:
             reign = Reign(bundle, self._load(bundle, orphan), orphan.revision, heir=True)
         except Exception as exc:
             log.warning("they wait, since it cannot be loaded once more: %s", describe(exc))
-            _free_memory()
+            free_memory()
             return
         finally:
             self._loading = False
@@ -262,10 +272,3 @@ class Succession:
                 self._metrics.model_info.remove(info.bundle, info.runtime, info.precision)
             log.info("%s@%s has ended", reign.bundle.manifest.name, reign.revision)
         return len(ended)
-
-
-def _free_memory() -> None:
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()

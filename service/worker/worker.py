@@ -44,7 +44,7 @@ QUIET_S = 3.0  # by then gateways have submitted again what Redis lost
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """What a worker announces about itself."""
+    """What a worker announces about itself; `passed_over`: why it has no runtime that would be faster."""
 
     bundle: str
     runtime: str
@@ -52,12 +52,14 @@ class WorkerInfo:
     device: str
     slots: int
     pid: int
+    passed_over: tuple[str, ...]
 
 
 class Worker:
     """Ties a consumer of the queue to an engine; `run` returns after `stop`, jobs finished or released.
 
-    `heir_of`: the revision whose queue it is, if that is not the one of `bundle`.
+    `heir_of`: the revision whose queue it is, if that is not the one of `bundle`. `passed_over` goes into
+    what it announces.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Worker:
         metrics: WorkerMetrics,
         observer: Observer | None = None,
         heir_of: Manifest | None = None,
+        passed_over: tuple[str, ...] = (),
     ) -> None:
         self.consumer = consumer
         self.metrics = metrics
@@ -82,7 +85,13 @@ class Worker:
         self._heir_of = heir_of
         self.engine = Engine(runtime, bundle.manifest, table, self, metrics, observer=self._observer)
         self.info = WorkerInfo(
-            bundle.ref, runtime.name, runtime.precision, runtime.device_name, table.slots, os.getpid()
+            bundle.ref,
+            runtime.name,
+            runtime.precision,
+            runtime.device_name,
+            table.slots,
+            os.getpid(),
+            passed_over,
         )
         metrics.model_info.labels(bundle.ref, runtime.name, runtime.precision).set(1)
         self._jobs: dict[str, ClaimedJob] = {}
