@@ -5,6 +5,7 @@ import io
 import json
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -22,9 +23,9 @@ from models.bits import Indices
 from service.gateway.reconstruction import compared, psnr_db
 from service.jobs.consumer import Consumer
 from service.jobs.job import ClaimedJob
-from service.jobs.payloads import DetokenizeJob, TokenizeJob
-from tests.gateway_answers import png
-from tests.gateway_harness import FakeWorker, Gateway, until
+from service.jobs.payloads import DetokenizeJob, TokenizeJob, Tokens
+from tests.gateway_answers import error_of, png
+from tests.gateway_harness import FakeWorker, Gateway, result_of, until
 from tests.gateway_harness import finish as fake_finish
 from tests.service_fixtures import Running
 
@@ -456,3 +457,22 @@ def test_a_real_picture_comes_back_from_its_tokens_and_its_psnr_is_right(service
     assert found["indices"] == tokens["indices"]
     again = service.client.post("/detokenize", json=tokens, headers={"Accept": "image/png"})
     np.testing.assert_array_equal(pixels_of(again.content), decoded)
+
+
+def test_tokens_of_two_tokenizers_are_never_mixed(gateway: Gateway, worker: FakeWorker) -> None:
+    def heir(consumer: Consumer, job: ClaimedJob) -> None:
+        """Answers as a worker of another revision does, when those of this one were killed."""
+        tokens = Tokens.unpack(result_of(job.kind, job.payload))
+        consumer.finish(job, replace(tokens, bundle="tiny@0123456789ab").pack())
+
+    worker.answer = heir
+    picture = {"image": base64.b64encode(png(9)).decode()}
+    operations = [{"op": "mix", "with": picture, "bits": [0]}]
+    body = {"indices": grid_of(0).tolist(), "format": "tokens", "operations": operations}
+    reply = gateway.client.post("/edit", json=body)
+    assert "another revision" in error_of(reply, 503)["message"]
+    assert reply.headers["retry-after"] == "1"
+    told = gateway.client.post("/tokenize", content=png(9), headers={"Content-Type": "image/png"}).json()
+    assert told["bundle"] == "tiny@0123456789ab"
+    worker.answer = None
+    assert gateway.client.post("/edit", json=body).json()["bundle"] == gateway.bundle.ref

@@ -285,3 +285,16 @@ def test_an_expired_result_is_410(plain_bundle: Bundle, own_redis: RedisServer) 
             error_of(gateway.client.delete(f"/jobs/{job_id}"), 410)
         finally:
             worker.stop()
+
+
+def test_after_a_503_of_a_worker_the_same_key_is_another_job(gateway: Gateway, worker: FakeWorker) -> None:
+    worker.answer = lambda consumer, job: consumer.fail(job, "unavailable", "the workers are gone; ask again")
+    body, headers = {"class_id": 1, "seed": 3, "steps": 2}, {"Idempotency-Key": "order 6"}
+    first = gateway.client.post("/generate", json=body, headers=headers)
+    place = gateway.client.post("/jobs", json={"kind": "generate", **body}).headers["location"]
+    until(lambda: gateway.client.get(place).status_code != 202)
+    looked = gateway.client.get(place)
+    worker.answer = None
+    assert (first.status_code, first.headers["retry-after"]) == (503, "1")
+    assert (looked.status_code, looked.json()["state"]) == (503, "failed")
+    assert gateway.client.post("/generate", json=body, headers=headers).status_code == 200

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import threading
 import time
+import uuid
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
 import pytest
 from redis import Redis
 
-from models.bundle import Manifest
+from models.bundle import Bundle, Manifest
+from models.runtime.loading import Choice
 from service.jobs.consumer import Consumer
 from service.jobs.job import QueueLimits
-from service.jobs.keys import Keys
+from service.jobs.keys import Keys, revisions_of
 from service.jobs.registry import register
+from service.settings import Settings
+from service.telemetry import WorkerMetrics
+from service.worker import succession
 from service.worker.orphans import Orphan, Orphans
+from service.worker.succession import Succession
+from tests.gateway_harness import until
 
-pytest_plugins = ["tests.redis_fixtures"]
+pytest_plugins = ["tests.redis_fixtures", "tests.gateway_fixtures"]
 
 LEASE_S = 0.3
 
@@ -97,4 +105,61 @@ def test_a_redis_that_is_away_has_no_orphans_and_a_manifest_of_nonsense_is_told(
     register(raw, keys.bundle, keys.revision, "{}")
     accept()
     assert not any(looks(Orphans(raw, keys.bundle, LEASE_S)))
-    assert "no worker and no manifest" in caplog.text
+    assert caplog.text.count("its manifest cannot be read") == 1
+
+
+@pytest.fixture
+def process(redis_url: str, plain_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Iterator[Succession]:
+    """A worker process that looks often, in a thread, with the no-op runtime."""
+    monkeypatch.setattr(succession, "LOOK_S", 0.05)
+    settings = Settings(redis_url=redis_url, bundle=str(plain_bundle.path), runtime="noop", lease_s=1)
+    one = Succession(settings, WorkerMetrics(), None)
+    thread = threading.Thread(target=one.run)
+    thread.start()
+    yield one
+    one.stop()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def strand(raw: Redis, manifest: Manifest, score: float) -> str:
+    """An open job of a revision without a worker, registered before or after the others."""
+    keys = Keys(manifest.name, uuid.uuid4().hex[:12])
+    register(raw, keys.bundle, keys.revision, manifest.to_json())
+    raw.zadd(revisions_of(keys.bundle), {keys.revision: score})
+    raw.zadd(keys.open, {"some-job": 1e15})
+    return keys.revision
+
+
+def heirs(process: Succession) -> list[str]:
+    return [reign.revision for reign in process._reigns if reign.heir]
+
+
+def test_an_heir_is_found_for_former_revisions_and_never_for_a_newer_one(
+    raw: Redis, process: Succession, tiny_manifest: Manifest
+) -> None:
+    former = strand(raw, tiny_manifest, 0)
+    until(lambda: heirs(process) == [former])
+    raw.delete(Keys(tiny_manifest.name, former).open)
+    until(lambda: not heirs(process))
+    strand(raw, tiny_manifest, 1e18)
+    time.sleep(1.5)
+    assert not heirs(process)
+
+
+def test_what_cannot_be_loaded_once_more_is_tried_ever_more_rarely(
+    raw: Redis, process: Succession, tiny_manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[float] = []
+
+    def fails(*_: object, **__: object) -> Choice:
+        tries.append(time.monotonic())
+        raise MemoryError("out of memory")
+
+    monkeypatch.setattr(succession, "choose_runtime", fails)
+    former = strand(raw, tiny_manifest, 0)
+    until(lambda: len(tries) == 2)
+    assert tries[1] - tries[0] > 2
+    monkeypatch.undo()
+    until(lambda: heirs(process) == [former])
+    raw.delete(Keys(tiny_manifest.name, former).open)

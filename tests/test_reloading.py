@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from redis import Redis
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -301,7 +302,9 @@ def test_the_last_worker_of_an_old_revision_ends_with_its_queue_and_not_before(
     old.send_signal(signal.SIGSTOP)
     body = {"kind": "generate", "class_id": 0, "steps": STEPS, "format": "tokens"}
     url = f"http://127.0.0.1:{port}"
-    locations = [httpx.post(f"{url}/jobs", json=body).headers["location"] for _ in range(40)]
+    # Within the lease of a worker that stands still.
+    with httpx.Client(base_url=url) as http:
+        locations = [http.post("/jobs", json=body).headers["location"] for _ in range(40)]
     cluster.worker(port, MASKBIT_RUNTIME="noop", MASKBIT_BUNDLE=str(after.path))
     until(lambda: serves(port, after))
     old.send_signal(signal.SIGTERM)
@@ -312,6 +315,15 @@ def test_the_last_worker_of_an_old_revision_ends_with_its_queue_and_not_before(
     assert {reply.json()["result"]["bundle"] for reply in answers} == {before.ref}
 
 
+def with_another_tokenizer(bundle: Bundle, place: Path) -> Bundle:
+    """A next revision of `bundle`, to which its tokens mean nothing."""
+    weights = weights_of(bundle, 1)
+    tokenizer = weights[TOKENIZER_WEIGHTS]
+    key = next(key for key in sorted(tokenizer) if key.endswith("bias"))
+    tokenizer[key] = tokenizer[key] + 1
+    return write_bundle(place, replace(bundle.manifest, files={}), weights)
+
+
 def test_jobs_whose_last_worker_was_killed_are_done_by_the_next_revision_where_they_mean_the_same(
     cluster: Cluster, place: Path, tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
@@ -319,11 +331,7 @@ def test_jobs_whose_last_worker_was_killed_are_done_by_the_next_revision_where_t
     port = free_port()
     cluster.gateway(port)
     old = cluster.worker(port)
-    weights = weights_of(tiny_bundle, 1)
-    tokenizer = weights[TOKENIZER_WEIGHTS]
-    key = next(key for key in sorted(tokenizer) if key.endswith("bias"))
-    tokenizer[key] = tokenizer[key] + 1
-    after = write_bundle(tmp_path / "next", replace(tiny_bundle.manifest, files={}), weights)
+    after = with_another_tokenizer(tiny_bundle, tmp_path / "next")
     old.send_signal(signal.SIGSTOP)
     url, seeds = f"http://127.0.0.1:{port}", list(range(10))
     with httpx.Client(base_url=url, timeout=60) as http:
@@ -344,6 +352,36 @@ def test_jobs_whose_last_worker_was_killed_are_done_by_the_next_revision_where_t
     assert refusal["error"]["code"] == "unavailable", refusal
     assert "another job" in refusal["error"]["message"]
     assert f"{after.ref} does" in cluster.log
+    assert "Traceback" not in cluster.log
+
+
+def test_jobs_without_a_worker_are_done_and_found_though_redis_forgets_their_revision_twice(
+    cluster: Cluster, place: Path, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    port = free_port()
+    cluster.gateway(port)
+    old, before = cluster.worker(port), open_bundle(str(place))
+    after = publish(tiny_bundle, tmp_path / "next", 1)
+    old.send_signal(signal.SIGSTOP)
+    url = f"http://127.0.0.1:{port}"
+    body = {"kind": "generate", **body_of(0), "n": 4, "steps": 16}
+    with (
+        httpx.Client(base_url=url, timeout=60) as http,
+        Redis.from_url(cluster.environment["MASKBIT_REDIS_URL"]) as redis,
+    ):
+        places = [http.post("/jobs", json=body).headers["location"] for _ in range(60)]
+        old.kill()
+        redis.flushall()
+        until(lambda: cluster.log.count("is queued again") == len(places), 20)
+        cluster.worker(port, MASKBIT_BUNDLE=str(after.path))
+        until(lambda: f"{after.ref} does" in cluster.log, 30)
+        redis.flushall()
+        until(lambda: cluster.log.count("is queued again") > len(places), 20)
+        until(lambda: f"{before.ref} has ended" in cluster.log, 90)
+        found = [http.get(place).status_code for place in places]
+    # What had ended before the second time is gone with Redis; what was queued again is not.
+    assert found.count(200) >= cluster.log.count("is queued again") - len(places)
+    assert set(found) <= {200, 404}
     assert "Traceback" not in cluster.log
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from redis import Redis
 
-from models.bundle import Bundle
+from models.bundle import Bundle, Manifest
 from models.drawing import draw
 from models.runtime import loading
 from models.runtime.base import StepBatch, StepResult
@@ -65,8 +65,9 @@ def working(
     bundle: Bundle,
     name: str,
     observer: Observer | None = None,
+    heir_of: Manifest | None = None,
 ) -> Iterator[Worker]:
-    """A worker in a thread; its crash, if any, is kept in `crashes`."""
+    """A worker in a thread; its crash, if any, is kept in `crashes`. An heir is on no list."""
     consumer = Consumer(url, keys, name, LIMITS)
     worker = Worker(
         consumer,
@@ -77,7 +78,10 @@ def working(
         drain_s=0.5,
         metrics=WorkerMetrics(),
         observer=observer,
+        heir_of=heir_of,
     )
+    if heir_of:
+        worker.leave()
 
     def run() -> None:
         try:
@@ -209,6 +213,26 @@ async def test_a_worker_that_makes_way_still_does_what_redis_had_lost(
         until(lambda: not worker.consumer.held)
     await store.close()
     assert view.state == "D"
+    assert not crashes
+
+
+@pytest.mark.anyio
+async def test_an_heir_ends_when_a_worker_with_the_right_weights_is_back(
+    redis_url: str, keys: Keys, tiny_bundle: Bundle
+) -> None:
+    runtime = GatedRuntime(tiny_bundle)
+    store = JobStore(redis_url, keys, LIMITS)
+    await store.start()
+    with working(redis_url, keys, runtime, tiny_bundle, "heir", heir_of=tiny_bundle.manifest) as heir:
+        await store.submit(job("a"))
+        until(lambda: heir.consumer.held)
+        with working(redis_url, keys, NoopRuntime(tiny_bundle), tiny_bundle, "back"):
+            runtime.gate.set()
+            until(heir.consumer._closing.is_set)
+            await store.submit(job("b"))
+            results = [(await store.wait(name)).result or b"" for name in ("a", "b")]
+    await store.close()
+    assert [Pictures.unpack(result).bundle for result in results] == [tiny_bundle.ref, ""]
     assert not crashes
 
 

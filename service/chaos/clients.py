@@ -246,6 +246,10 @@ class Clients:
             self._journal.write(Turned(now(), request.n, 0, str(exc)[:80]))
             return None
         got = reply.headers.get("x-request-id")
+        # A request whose headers do not come in time has no id yet.
+        if got != request_id and reply.status == 408:
+            self._journal.write(Turned(now(), request.n, 408, "request_timeout"))
+            return None
         if got != request_id:
             crossed = f"the answer of request {got}"
             self._journal.write(Answered(now(), request.n, "", now(), UNKNOWN, crossed=crossed))

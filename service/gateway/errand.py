@@ -9,7 +9,7 @@ import numpy as np
 from fastapi import Request
 
 from models.bits import Indices, Mask
-from service.errors import DeadlinePassed, InvalidRequest
+from service.errors import DeadlinePassed, InvalidRequest, Unavailable
 from service.gateway.answers import Usage
 from service.gateway.bodies import check_size
 from service.gateway.caller import Caller
@@ -17,7 +17,7 @@ from service.gateway.decoder_pool import Pixels
 from service.gateway.desk import Desk, Ticket
 from service.gateway.grids import Source, check_grid, from_base64
 from service.gateway.masks import check_mask, mask_of_pixels, mask_of_rows
-from service.gateway.rendering import tokens_of
+from service.gateway.rendering import made_by, tokens_of
 from service.gateway.schemas import GenerateBody, inset
 from service.gateway.served_model import ServedModel
 from service.gateway.uploads import Fit, Ground
@@ -58,10 +58,16 @@ class Errand:
     async def tokenize(self, pixels: Pixels, *, charged: bool = False) -> Indices:
         """Token indices i64 (count, h, w) of pictures u8 (count, size, size, 3), by a job.
 
-        It is charged to the caller's images only where no other job follows that is.
+        It is charged to the caller's images only where no other job follows that is. Raises Unavailable when
+        another revision made them, whose tokens may mean something else to the jobs that follow.
         """
         ticket = await self.accept(Wish(TokenizeJob.of(pixels), charged=charged))
-        return tokens_of(await self.outcome(ticket)).array()
+        tokens = tokens_of(await self.outcome(ticket))
+        if made_by(tokens, ticket.model.offer) != self.model.offer.bundle:
+            raise Unavailable(
+                "the model moved to another revision while it read the picture", retry_after_s=1.0
+            )
+        return tokens.array()
 
     async def grids(self, sources: Sequence[Source], *, charged: bool = False) -> list[Indices]:
         """Token indices i64 (h, w) of each source; all pictures among them are tokenized by one job.

@@ -29,6 +29,8 @@ _READ_BYTES = 64 * 1024
 _OTHER_FILES = 256
 _BACKLOG = 1024
 _SAME_SIGNAL_S = 1.0
+# Longer than the minute for which load balancers keep a connection: none sends on one that is just closed.
+_KEEP_ALIVE_S = 75
 
 
 class GatewayConfig(uvicorn.Config):
@@ -47,6 +49,7 @@ class GatewayConfig(uvicorn.Config):
             access_log=False,
             server_header=False,
             proxy_headers=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=1,
         )
         self.header_timeout_s = header_timeout_s

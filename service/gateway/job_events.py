@@ -9,12 +9,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from service.errors import ServiceError, Unavailable
+from service.errors import NotFound, ServiceError, Unavailable
 from service.gateway.answers import STATE_WORDS
 from service.gateway.desk import Desk, Ticket
 from service.gateway.offer import Offer
 from service.gateway.rendering import image_answer, made_by, pictures_of, tokens_of, usage_of
-from service.jobs.job import JobView
+from service.jobs.job import QUEUED, JobView
 
 PING_S = 10.0
 
@@ -34,8 +34,7 @@ class JobEvent:
 async def follow(desk: Desk, ticket: Ticket, after: str = "0") -> AsyncGenerator[JobEvent, None]:
     """All events of a job to its end. A client that leaves before cancels the job, unless it is kept."""
     try:
-        view = await ticket.model.jobs.get(ticket.id, ticket.tenant)
-        yield _queued(ticket, view)
+        yield await _queued(ticket)
         async for event in _progress(ticket, after):
             yield event
         for event in _result(ticket.model.offer, desk.collect(ticket)):
@@ -47,10 +46,20 @@ async def follow(desk: Desk, ticket: Ticket, after: str = "0") -> AsyncGenerator
             desk.abandon(ticket)
 
 
-def _queued(ticket: Ticket, view: JobView) -> JobEvent:
-    """The first event. A job that waits no more has no position."""
-    state, eta_ms = STATE_WORDS[view.state], ticket.model.fleet.speed.eta_ms(view)
-    return JobEvent("queued", {"id": ticket.id, "state": state, "position": view.position, "eta_ms": eta_ms})
+async def _queued(ticket: Ticket) -> JobEvent:
+    """The first event. A job that waits no more has no position, nor has one that Redis has just lost."""
+    known: dict[str, object] = {
+        "id": ticket.id,
+        "state": STATE_WORDS[QUEUED],
+        "position": None,
+        "eta_ms": None,
+    }
+    # Whether it is over or is queued again, `outcome` knows.
+    with suppress(NotFound):
+        view = await ticket.model.jobs.get(ticket.id, ticket.tenant)
+        eta_ms = ticket.model.fleet.speed.eta_ms(view)
+        known |= {"state": STATE_WORDS[view.state], "position": view.position, "eta_ms": eta_ms}
+    return JobEvent("queued", known)
 
 
 async def _progress(ticket: Ticket, after: str) -> AsyncIterator[JobEvent]:

@@ -151,10 +151,15 @@ class Lineage:
         self._settled = True
 
     async def _let_go(self, former: ServedModel, registered: bool) -> None:
-        if registered and await former.jobs.dissolve():
-            await self._registry.remove(self.name, former.revision)
-            registered = False
-        if not registered and not former.jobs.busy:
-            log.info("nothing is left of %s", former.offer.bundle)
-            del self._served[former.revision]
-            await former.close()
+        """Forget a revision of which nothing is left. Where Redis forgot it too early, it is told again."""
+        if await former.jobs.dissolve():
+            if registered:
+                await self._registry.remove(self.name, former.revision)
+            if not former.jobs.busy:
+                log.info("nothing is left of %s", former.offer.bundle)
+                del self._served[former.revision]
+                await former.close()
+        elif not registered:
+            await self._registry.keep(self.name, former.revision, former.manifest.to_json())
+            # Its door may be open again.
+            self._settled = False

@@ -11,10 +11,18 @@ from starlette.responses import Response
 from starlette.routing import Match, Mount
 
 from models.errors import InputError
-from service.errors import DeadlineUnmeetable, InvalidRequest, JobCancelled, JobFailed, ServiceError
+from service.errors import (
+    DeadlineUnmeetable,
+    InvalidRequest,
+    JobCancelled,
+    JobFailed,
+    ServiceError,
+    Unavailable,
+)
 from service.gateway.refusals import refusal
 from service.jobs.job import CANCELLED, ERROR, EXPIRED, JobView
 
+_RETRY_S = 1.0
 _FRAMEWORK_CODES = {404: "not_found", 405: "method_not_allowed", 400: "bad_request"}
 
 
@@ -55,7 +63,8 @@ def job_error(view: JobView) -> ServiceError:
         return JobCancelled(message)
     code = "deadline_passed" if view.state == EXPIRED else view.error_code
     assert view.state in (ERROR, EXPIRED)
-    return _BY_CODE.get(code or "", JobFailed)(message)
+    kind = _BY_CODE.get(code or "", JobFailed)
+    return kind(message, retry_after_s=_RETRY_S) if kind is Unavailable else kind(message)
 
 
 def _all_errors() -> dict[str, type[ServiceError]]:

@@ -237,14 +237,15 @@ class Consumer:
             # Not every Redis allows it; the reads then end by themselves.
             _log.debug("blocking reads go on: %s", describe(error))
 
-    def leave(self) -> int | None:
-        """Leave the list of workers before the last job; how many are open, None while Redis is away.
+    def leave(self) -> tuple[int, bool] | None:
+        """Leave the list of workers before the last job: how many are open, and whether the list is empty.
 
-        To be repeated: a revision without workers is closed to new jobs.
+        To be repeated: a revision without workers is closed to new jobs. None while Redis is away.
         """
         try:
             lease_ms = int(self._limits.lease_s * 1000)
-            return int(self._run("leave", self._keys.worker(self.worker_id), lease_ms))
+            open_jobs, last = self._run("leave", self._keys.worker(self.worker_id), lease_ms)
+            return int(open_jobs), bool(last)
         except (RedisError, OSError) as error:
             self._trouble(error)
             return None

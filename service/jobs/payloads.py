@@ -86,6 +86,7 @@ class TokenizeJob(Payload):
     """`count` pictures u8 (count, size, size, 3), decoded, checked and fitted by the gateway."""
 
     kind: ClassVar[Kind] = "tokenize"
+    holds_tokens: ClassVar[bool] = False
 
     count: int
     size: int
@@ -95,11 +96,6 @@ class TokenizeJob(Payload):
     def rows(self) -> int:
         """Pictures of the job."""
         return self.count
-
-    @property
-    def holds_tokens(self) -> bool:
-        """Whether it means something only to one tokenizer."""
-        return False
 
     @classmethod
     def of(cls, images: NDArray[np.uint8]) -> TokenizeJob:
@@ -135,6 +131,7 @@ class DetokenizeJob(TokenGrids):
     """Token grids to turn into pictures of `format`."""
 
     kind: ClassVar[Kind] = "detokenize"
+    holds_tokens: ClassVar[bool] = True
 
     format: str = "png"
 
@@ -142,11 +139,6 @@ class DetokenizeJob(TokenGrids):
     def rows(self) -> int:
         """Pictures of the job."""
         return self.count
-
-    @property
-    def holds_tokens(self) -> bool:
-        """Whether it means something only to one tokenizer."""
-        return True
 
     @classmethod
     def one(cls, grid: NDArray[np.int64], file_format: str) -> DetokenizeJob:

@@ -82,6 +82,16 @@ class Registry:
         text: Any = await self._link.call(lambda: self._link.redis.hget(manifests_of(name), revision))
         return str(text.decode()) if text is not None else None
 
+    async def keep(self, name: str, revision: str, manifest: str) -> None:
+        """Enter a former revision whose jobs are not over as the oldest, unless it is there."""
+        await self._link.call(lambda: self._keep(name, revision, manifest))
+
+    async def _keep(self, name: str, revision: str, manifest: str) -> None:
+        async with self._link.redis.pipeline() as pipe:
+            pipe.hsetnx(manifests_of(name), revision, manifest)
+            pipe.zadd(revisions_of(name), {revision: 0}, nx=True)
+            await pipe.execute()
+
     async def remove(self, name: str, revision: str) -> None:
         """Forget a revision."""
         await self._link.call(lambda: self._remove(name, revision))

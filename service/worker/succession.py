@@ -136,6 +136,12 @@ class Succession:
     def _load(self, bundle: Bundle, orphan: Orphan | None = None) -> Worker:
         """A worker whose weights are loaded and warm, for jobs of its own or those of an orphan."""
         started, settings = time.monotonic(), self._settings
+        worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        keys = Keys(bundle.manifest.name, orphan.revision if orphan else bundle.revision)
+        consumer = Consumer(self._redis_url, keys, worker_id, settings.queue_limits())
+        if orphan:
+            # Before it is loaded, so that one heir is loaded and not one in each process.
+            consumer.leave()
         wish = Wish(
             device=settings.device,
             precision=settings.precision,
@@ -145,10 +151,8 @@ class Succession:
         )
         choice = choose_runtime(bundle, settings.runtime, wish)
         self._tell(choice.passed_over)
-        worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        keys = Keys(bundle.manifest.name, orphan.revision if orphan else bundle.revision)
         worker = Worker(
-            Consumer(self._redis_url, keys, worker_id, settings.queue_limits()),
+            consumer,
             choice.runtime,
             bundle,
             table=SlotTable(settings.slots),
@@ -194,8 +198,12 @@ class Succession:
             reign.begin(self._reign_ended)
 
     def _inherit(self) -> None:
-        """Become the heir of a revision whose jobs nobody works on any more, if there is one."""
-        orphan = self._orphans.look([reign.revision for reign in self._reigns])
+        """Become the heir of a revision whose jobs nobody works on any more, if there is one.
+
+        A newer one is waited for: it has just been published, and its workers may be about to load it.
+        """
+        own = [reign.revision for reign in self._reigns]
+        orphan = None if self._superseded else self._orphans.look(own)
         if orphan is None:
             return
         bundle = self._reigns[-1].bundle
@@ -207,6 +215,7 @@ class Succession:
             reign = Reign(bundle, self._load(bundle, orphan), orphan.revision, heir=True)
         except Exception as exc:
             log.warning("they wait, since it cannot be loaded once more: %s", describe(exc))
+            self._orphans.put_off()
             free_memory()
             return
         finally:

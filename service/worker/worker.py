@@ -168,9 +168,15 @@ class Worker:
         return self._leaving.is_set()
 
     def _step_back(self) -> None:
-        """Stop when nothing has been open for a while: a job that Redis lost comes again within it."""
+        """Stop when nothing has been open for a while: a job that Redis lost comes again within it.
+
+        An heir also stops when a worker with the weights that the jobs were meant for is back.
+        """
         now = time.monotonic()
-        quiet = self.consumer.leave() == 0
+        open_jobs, last = self.consumer.leave() or (-1, True)
+        if self._heir_of is not None and not last:
+            self.stop()
+        quiet = open_jobs == 0
         self._quiet_since_s = min(self._quiet_since_s, now) if quiet else float("inf")
         if now - self._quiet_since_s >= QUIET_S:
             self.stop()

@@ -79,8 +79,9 @@ async def _accept(errand: Errand, order: Order, repeat: Repeat | None) -> Ticket
     | openapi.answer(202, JobAnswer, "queued or running")
     | openapi.answer(409, JobAnswer, "cancelled")
     | openapi.answer(500, JobAnswer | ErrorAnswer, "failed")
+    | openapi.answer(503, JobAnswer | ErrorAnswer, "ask for the job again; without `id` only for its state")
     | openapi.answer(504, JobAnswer, "the deadline has passed")
-    | openapi.errors(404, 410, 422, 503),
+    | openapi.errors(404, 410, 422),
 )
 async def look(
     request: Request, job_id: str, desk: DeskDep, caller: CallerDep, query: Annotated[JobQuery, Query()]

@@ -1,5 +1,5 @@
 -- Records a result or an error; 0 means that it came too late. A result counts from any attempt, since the seed
--- contract makes all attempts equal; an error only from the current one.
+-- contract makes all attempts by the same weights equal; an error only from the current one.
 local id, owner, number, state, result, code, message = unpack(ARGV)
 if state == 'E' then
   local f = redis.call('HMGET', JOB .. id, 'state', 'owner', 'attempts')

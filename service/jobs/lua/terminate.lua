@@ -16,7 +16,7 @@ end
 local function terminate(id, state, result, code, message)
   local key = JOB .. id
   local f = redis.call('HMGET', key, 'state', 'queue', 'entry', 'tenant_key', 'inbox', 'hint', 'ttl',
-    'kind', 'tenant', 'created', 'started', 'attempts', 'cost')
+    'kind', 'tenant', 'created', 'started', 'attempts', 'cost', 'idem_key')
   local before = f[1]
   if before ~= 'Q' and before ~= 'R' then return false end
   redis.call('ZREM', OPEN, id)
@@ -34,6 +34,8 @@ local function terminate(id, state, result, code, message)
       'attempts', f[12], unpack(what))
     redis.call('PEXPIRE', DEAD, DEAD_TTL_MS)
   end
+  -- Whoever asks again after this error wants another job.
+  if code == 'unavailable' and f[14] ~= '' and redis.call('GET', f[14]) == id then redis.call('DEL', f[14]) end
   redis.call('HDEL', key, 'payload')
   local outcome = state == 'D' and {'result', result} or {'error_code', code, 'error_message', message}
   redis.call('HSET', key, 'state', state, 'finished', now, unpack(outcome))
