@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -24,20 +25,21 @@ def onnx(
         list[str] | None,
         typer.Option(help="Of the generator: fp32, fp16 or bf16; several by commas or repetition."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Export into a copy of the bundle in this folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Export into a copy of the bundle: a new folder, or such a copy.")
+    ] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Keep nothing of an older export.")] = False,
 ) -> None:
     """Write ONNX graphs into a bundle."""
     from export.onnx_export import export_onnx
-    from models.bundle import MANIFEST, open_bundle
+    from models.bundle import open_bundle
     from models.bundle_writer import copy_bundle
 
     opened = open_bundle(bundle)
     if out is not None:
-        # A second call for the same copy adds a precision to it.
-        copied = (out / MANIFEST).exists() and open_bundle(str(out)).revision == opened.revision
-        opened = open_bundle(str(out)) if copied else copy_bundle(opened, out)
+        opened = copy_bundle(opened, out)
     precisions = [part.strip() for given in precision or ["fp32"] for part in given.split(",")]
-    typer.echo(export_onnx(opened, precisions, typer.echo))
+    typer.echo(export_onnx(opened, precisions, typer.echo, rebuild=rebuild))
 
 
 @export_app.command()
@@ -74,10 +76,10 @@ def verify(
     runtimes: Annotated[
         str | None,
         typer.Option(
-            help="What to compare, such as onnx:fp16,torch:bf16,tensorrt; by default all that can be had."
+            help="What to compare, such as onnx:fp16,torch:bf16; by default all that a service would take."
         ),
     ] = None,
-    pictures: Annotated[int, typer.Option(min=1, help="Pictures to draw, encode and decode.")] = 64,
+    pictures: Annotated[int, typer.Option(min=1, help="Pictures to draw, encode and decode.")] = 16,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps of each.")] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
@@ -88,13 +90,20 @@ def verify(
     from export.trial import Trial
     from export.verify import Verifier, parse_candidates, usual_candidates
     from models.bundle import open_bundle
+    from models.errors import BundleError
     from models.verification import FAILED, PASSED
 
     named = None if runtimes is None else parse_candidates(runtimes)
     opened = open_bundle(bundle)
+    if not os.access(opened.path, os.W_OK):
+        # To say so after the measuring would be late.
+        raise BundleError(
+            f"{opened.path} cannot be written to, and the report goes there; "
+            f"maskbit export onnx {bundle} --out FOLDER makes a copy"
+        )
     trial = Trial(opened.manifest, pictures, steps)
     verifier = Verifier(opened, trial, device, typer.echo)
-    report = verifier.verify(named or usual_candidates(opened))
+    report = verifier.verify(named or usual_candidates(opened, device))
     typer.echo(f"report in {report.write(opened.path)}")
     verdicts = [one.verdict for one in report.runtimes]
     if FAILED in verdicts or PASSED not in verdicts or (named and set(verdicts) != {PASSED}):

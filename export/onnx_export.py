@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from export.onnx_files import WeightsFile, can_run, run_graph, write_graph
+from export.onnx_files import WeightsFile, run_graph, why_not_run, write_graph
 from export.onnx_graphs import OPSET, generator_modules, tokenizer_modules, trace
 from models.bundle import GENERATOR_WEIGHTS, TOKENIZER_WEIGHTS, Bundle, file_digest
 from models.bundle_writer import DTYPES
@@ -42,11 +41,18 @@ def say_nothing(line: str) -> None:
     """Listen to no progress."""
 
 
-def export_onnx(bundle: Bundle, precisions: Sequence[str] = ("fp32",), say: Say = say_nothing) -> Path:
+def export_onnx(
+    bundle: Bundle,
+    precisions: Sequence[str] = ("fp32",),
+    say: Say = say_nothing,
+    *,
+    rebuild: bool = False,
+) -> Path:
     """Write the graphs of `bundle` into its folder `onnx/`, which is returned.
 
-    `precisions` are those of the generator. What else this version exported before stays, and so does the
-    tokenizer. `say` is told what was done. Until all is written and checked, an older export stays as it was.
+    `precisions` are those of the generator. What else the same maskbit and PyTorch exported before stays, and
+    so does the tokenizer, unless `rebuild`. `say` is told what was done, and what of an
+    older export is lost. Until all is written and checked, that one stays as it was.
     Raises ConfigError for an unknown precision, BundleError where the bundle cannot be read or written,
     RuntimeUnavailable when a package is missing or the graphs are not what they should be.
     """
@@ -56,6 +62,8 @@ def export_onnx(bundle: Bundle, precisions: Sequence[str] = ("fp32",), say: Say 
     try:
         with whole_folder(folder) as new:
             writer = _Writer(bundle, new, say)
+            if not rebuild:
+                writer.find_former()
             if bundle.manifest.generator is not None:
                 for precision in PRECISIONS:
                     if precision in wanted:
@@ -65,6 +73,7 @@ def export_onnx(bundle: Bundle, precisions: Sequence[str] = ("fp32",), say: Say 
             if not writer.keep(tokenizer_files()):
                 writer.add_tokenizer()
             writer.add_record()
+            writer.name_lost()
     except OSError as exc:
         raise BundleError(
             f"{folder} cannot be written: {exc.strerror or exc}; --out FOLDER exports into a copy"
@@ -79,17 +88,24 @@ class _Writer:
         self.bundle, self.folder, self.say = bundle, folder, say
         self.specs = graph_specs(bundle.manifest)
         self.version = own_version()
-        self.former = self._read_former()
+        self.former: Record | None = None
         self.files: dict[str, str] = {}
 
-    def _read_former(self) -> Record | None:
-        """The record of an older export, if this version made it of this bundle."""
+    def find_former(self) -> None:
+        """Look for an older export of this bundle whose files this maskbit would make just so."""
         try:
             former = read_record(self.bundle)
         except ConfigError as exc:
             self.say(f"not kept: {exc}")
-            return None
-        return former if former is not None and former.version == self.version else None
+            return
+        if former is None:
+            return
+        made, now = ((one.version, one.torch, one.opset) for one in (former, self._record()))
+        if made == now:
+            self.former = former
+        else:
+            told = "maskbit {} with PyTorch {} in opset {}"
+            self.say(f"not kept: {told.format(*made)} exported it; this is {told.format(*now)}")
 
     def keep(self, names: Sequence[str]) -> bool:
         """Take over files of an older export if it has them all and none is damaged."""
@@ -101,7 +117,8 @@ class _Writer:
                 self.say(f"{', '.join(names)}: not kept, because {name} is damaged")
                 return False
         for name in names:
-            _link(source / name, self.folder / name)
+            # No hard link: ONNX refuses weights in a file with several names.
+            shutil.copyfile(source / name, self.folder / name)
             self.files[name] = self.former.files[name]
         self.say(f"{', '.join(names)}: kept")
         return True
@@ -142,18 +159,40 @@ class _Writer:
                 }
             )
             write_graph(model, self.specs[graph], self.folder / names[graph])
-        runs = can_run(precision)
+        hindrance = why_not_run(precision)
         for graph, name in names.items():
-            if runs:
+            if hindrance is None:
                 run_graph(self.folder / name, self.specs[graph])
-            self.say(f"{name}: written and checked" + (", run by onnxruntime" if runs else ""))
+            proof = "run by onnxruntime" if hindrance is None else f"not run: {hindrance}"
+            self.say(f"{name}: written and checked, {proof}")
         self.files.update({name: file_digest(self.folder / name) for name in (*names.values(), data)})
 
     def add_record(self) -> None:
         """Write `export.json`, without which graphs are not read."""
+        (self.folder / RECORD).write_bytes(self._record().to_json().encode())
+
+    def _record(self) -> Record:
+        """Of what is in the folder by now."""
         precisions = tuple(one for one in PRECISIONS if set(generator_files(one)) <= set(self.files))
-        record = Record(self.bundle.ref, self.version, OPSET, precisions, dict(sorted(self.files.items())))
-        (self.folder / RECORD).write_bytes(record.to_json().encode())
+        return Record(
+            bundle=self.bundle.ref,
+            version=self.version,
+            opset=OPSET,
+            precisions=precisions,
+            files=dict(sorted(self.files.items())),
+            torch=str(torch.__version__),
+        )
+
+    def name_lost(self) -> None:
+        """Say which precisions an older export had and this one has not."""
+        older = self.bundle.path / FOLDER
+        for precision in PRECISIONS:
+            name = generator_data(precision)
+            if (older / name).exists() and name not in self.files:
+                self.say(
+                    f"the older graphs in {precision} are removed; to have them anew: "
+                    f"maskbit export onnx {self.bundle.path} --precision {precision}"
+                )
 
 
 def _checked(precisions: Sequence[str]) -> list[str]:
@@ -170,11 +209,3 @@ def _need(*packages: str) -> None:
             raise RuntimeUnavailable(
                 f"the package {package} is not installed; pip install 'maskbit-serve[export]'"
             )
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same file under a second name, or a copy where the file system has but one name for a file."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

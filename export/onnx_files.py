@@ -112,9 +112,11 @@ def run_graph(path: Path, spec: GraphSpec) -> None:
                 )
 
 
-def can_run(precision: str) -> bool:
-    """Whether `run_graph` can run graphs of `precision` here; onnxruntime has no bf16 on a CPU."""
-    return precision != "bf16" and find_spec("onnxruntime") is not None
+def why_not_run(precision: str) -> str | None:
+    """Why `run_graph` cannot run graphs of `precision` here, None where it can."""
+    if find_spec("onnxruntime") is None:
+        return "the package onnxruntime is not installed"
+    return "onnxruntime has no bf16 on a CPU" if precision == "bf16" else None
 
 
 def _told(value: onnx.ValueInfoProto) -> str:

@@ -20,6 +20,7 @@ from models.runtime.base import Integers, Pixels, Runtime, StepBatch, StepResult
 from models.verification import EQUAL_DB, Numbers
 
 Array = NDArray[Any]
+ODDS_ROWS = 4  # pictures whose log odds are found, by as many steps as there are halvings
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def ask_reference(runtime: Runtime, trial: Trial, tick: Callable[[], None]) -> R
     runtime.encode(runtime.decode(grids[:ROWS]))  # the first calls are slow and not timed
     pixels = _coded(watch, "decode", runtime.decode, grids)
     indices = _coded(watch, "encode", runtime.encode, pixels)
-    odds = DrawOdds.of(runtime, traces[0][trial.steps // 2].batch, tick) if traces else None
+    odds = DrawOdds.of(runtime, _odds_batch(traces[0], trial), tick) if traces else None
     return Reference(trial, traces, grids, pixels, indices, odds, watch.times())
 
 
@@ -106,8 +107,9 @@ def compare(runtime: Runtime, reference: Reference, tick: Callable[[], None]) ->
 def _compare_drawing(runtime: Runtime, reference: Reference, watch: Stopwatch) -> dict[str, Any]:
     """The numbers of the generator, but its time."""
     assert reference.odds is not None
-    tokens, drawn = _same_state(runtime, reference, watch.tick)
-    same = _states(_traces(runtime, reference.trial, watch)) == _states(reference.traces)
+    own = _traces(runtime, reference.trial, watch)
+    tokens, drawn = _same_state(runtime, reference, own, watch.tick)
+    same = _states(own) == _states(reference.traces)
     errors = reference.odds.errors(runtime, watch.tick)
     return {
         "step_tokens": tokens,
@@ -140,14 +142,26 @@ def _traces(runtime: Runtime, trial: Trial, watch: Stopwatch) -> list[Trace]:
     return traces
 
 
-def _same_state(runtime: Runtime, reference: Reference, tick: Callable[[], None]) -> tuple[float, float]:
-    """Shares of the groups equal after a step, and of those drawn alike in it, each at its worst step."""
+def _odds_batch(trace: Trace, trial: Trial) -> StepBatch:
+    """Some pictures, guided ones and one without guidance, before the step in the middle of their way."""
+    batch = trace[trial.steps // 2].batch
+    return batch.take(np.arange(min(ODDS_ROWS, len(batch))))
+
+
+def _same_state(
+    runtime: Runtime, reference: Reference, own: list[Trace], tick: Callable[[], None]
+) -> tuple[float, float]:
+    """Shares of the groups equal after a step, and of those drawn alike in it, each at its worst step.
+
+    The step is not computed again where the runtime's `own` way came through the same state.
+    """
     mask_id = generator_of(reference.trial.manifest).group_codes
     tokens, drawn = [], []
-    for step in zip(*reference.traces, strict=True):
+    for step, taken in zip(zip(*reference.traces, strict=True), zip(*own, strict=True), strict=True):
         after, alike = [], []
-        for one in step:
-            got = runtime.step(one.batch)
+        for one, mine in zip(step, taken, strict=True):
+            passed = np.array_equal(mine.batch.tokens, one.batch.tokens)
+            got = mine.result if passed else runtime.step(one.batch)
             after.append(one.state(got) == one.state(one.result))
             alike.append((got.drawn == one.result.drawn)[one.batch.tokens == mask_id])
             tick()

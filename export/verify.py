@@ -20,7 +20,9 @@ from models.bundle import Bundle, file_digest
 from models.errors import ConfigError, InputError, MaskBitError, first_line
 from models.exported import FOLDER, PRECISIONS, RECORD, read_record
 from models.runtime.base import Runtime
+from models.runtime.devices import CPU, place_of
 from models.runtime.loading import free_memory, load_runtime
+from models.tensorrt_plan import FOLDER as PLANS
 from models.verification import FAILED, PASSED, UNAVAILABLE, RuntimeVerdict, Thresholds, Verification
 from models.version import own_version
 
@@ -28,7 +30,7 @@ RUNTIMES = ("onnx", "tensorrt", "triton", "torch")
 # The tokenizer is fp32 in every runtime. A group that is drawn otherwise changes all later steps of its
 # picture, so that only fp32 can be asked to keep to the reference's way.
 TOKENIZER = {"encode_bits": 0.9999, "decode_psnr_db": 50.0}
-FP32 = Thresholds(**TOKENIZER, step_tokens=0.99, trace_tokens=0.9999)
+FP32 = Thresholds(**TOKENIZER, step_tokens=0.9999, trace_tokens=0.9999)
 LOWER = Thresholds(**TOKENIZER, step_tokens=0.99)
 _LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tritonclient")
 
@@ -63,17 +65,20 @@ def parse_candidates(text: str) -> list[Candidate]:
 REFERENCE = Candidate("torch", "fp32")
 
 
-def usual_candidates(bundle: Bundle) -> list[Candidate]:
-    """All that could be there: each exported precision, torch's lower ones, TensorRT and Triton."""
+def usual_candidates(bundle: Bundle, device: str) -> list[Candidate]:
+    """What a service on `device` would take: the exported graphs, TensorRT, Triton, and torch on a GPU.
+
+    bf16, which rounds too much for some models, and torch's fp16 on a CPU, which is emulated, are left to
+    those who ask for them.
+    """
     try:
         record = read_record(bundle)
     except ConfigError:
         record = None
     exported = record.precisions if record is not None else ("fp32",)
     return [
-        *(Candidate("onnx", precision) for precision in PRECISIONS if precision in exported),
-        Candidate("torch", "fp16"),
-        Candidate("torch", "bf16"),
+        *(Candidate("onnx", precision) for precision in ("fp32", "fp16") if precision in exported),
+        *([] if place_of(device) == CPU else [Candidate("torch")]),
         Candidate("tensorrt"),
         Candidate("triton"),
     ]
@@ -90,7 +95,8 @@ class Verifier:
 
     def verify(self, candidates: Sequence[Candidate]) -> Verification:
         """The report on `candidates`. Raises MaskBitError when torch fp32 itself cannot be had."""
-        machine = _hardware()
+        # Of the files as they are now: what is exported in the meantime is not measured.
+        machine, exports = _hardware(), self._exports()
         self.say(f"{self.bundle.ref}, {self.trial.pictures} pictures of {self.trial.steps} steps; {machine}")
         runtime = self._load(REFERENCE)
         with _bar("torch fp32", self.trial.reference_calls) as tick:
@@ -112,7 +118,7 @@ class Verifier:
             steps=self.trial.steps,
             reference=reference.times,
             runtimes=tuple(verdicts),
-            exports=self._exports(),
+            exports=exports,
         )
 
     def _load(self, candidate: Candidate) -> Runtime:
@@ -146,8 +152,12 @@ class Verifier:
 
     def _exports(self) -> dict[str, str]:
         """Digests of the files that say which exports were measured."""
-        record = self.bundle.path / FOLDER / RECORD
-        return {f"{FOLDER}/{RECORD}": file_digest(record)} if record.is_file() else {}
+        records = [self.bundle.path / FOLDER / RECORD, *self.bundle.path.glob(f"{PLANS}/*.plan.json")]
+        return {
+            f"{record.parent.name}/{record.name}": file_digest(record)
+            for record in records
+            if record.is_file()
+        }
 
 
 def _hardware() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,13 +17,15 @@ from models.ceilings import CLOCKS, Ceilings, Clock, measure_ceilings, seconds_o
 from models.config import GeneratorConfig
 from models.contenders import Contender, load_contenders
 from models.drawing import Drawing
-from models.errors import InputError
+from models.errors import InputError, first_line
 from models.flops import Work, decoder_work, encoder_work, generator_work
+from models.runtime.loading import free_memory
 from models.runtime.torch_runtime import choose_device
 from models.sampling_config import SamplingConfig
 from models.schedule import forward_passes
 
 Call = Callable[[Contender], object]
+FP32_BYTES = 4
 COLUMNS = "{:22}{:>6} {:16}{:>10}{:>11}{:>9}{:>9}{:>8}{:>8}"
 HEADER = COLUMNS.format("", "batch", "", "ms", "images/s", "TFLOP/s", "ceiling", "GB/s", "ratio")
 
@@ -32,7 +35,8 @@ class Task:
     """Something that each contender does with `batch` pictures.
 
     `rows` network rows of `work` each run in `calls` calls; `published_rows` without leaving any out. `work`
-    is None where it is not counted. The tokenizer's numbers have 4 bytes in every precision.
+    is None where it is not counted. `decoder` is that of each picture, if it is decoded in the end. The
+    tokenizer's numbers have 4 bytes in every precision: all of them in an `fp32` task.
     """
 
     name: str
@@ -43,6 +47,23 @@ class Task:
     published_rows: int
     calls: int = 1
     fp32: bool = False
+    decoder: Work | None = None
+
+    def flops(self, *, published: bool) -> int:
+        """Operations of the whole task."""
+        assert self.work is not None
+        decoding = self.decoder.flops * self.batch if self.decoder else 0
+        return self.work.flops * self._rows(published) + decoding
+
+    def bytes(self, number_bytes: int, *, published: bool) -> int:
+        """Bytes that it moves at least, where the generator's numbers have `number_bytes`."""
+        assert self.work is not None
+        rows = self._rows(published) // self.calls
+        decoding = self.decoder.bytes(self.batch, FP32_BYTES) if self.decoder else 0
+        return self.calls * self.work.bytes(rows, FP32_BYTES if self.fp32 else number_bytes) + decoding
+
+    def _rows(self, published: bool) -> int:
+        return self.published_rows if published else self.rows
 
 
 @dataclass(frozen=True)
@@ -132,10 +153,11 @@ def tasks_of(manifest: Manifest, batch: int, steps: Sequence[int]) -> Iterator[T
             f"picture, {count} steps",
             batch,
             lambda one, sampling=sampling: one.picture(sampling, labels),  # type: ignore[misc]
-            work,
+            work if decoder else None,
             forward_passes(sampling).total * batch,
             (2 if sampling.guidance_scale else 1) * count * batch,
             count,
+            decoder=decoder,
         )
 
 
@@ -155,27 +177,51 @@ def half_drawn(config: GeneratorConfig, sampling: SamplingConfig, batch: int) ->
 
 def compare(task: Task, contenders: Sequence[Contender], ceilings: Ceilings, timer: Timer) -> Iterator[str]:
     """One line for each contender; they take turns, so that a drift of the machine's speed hits all."""
-    for one in contenders:
-        task.call(one)
+    reasons = [why_not(task, one) for one in contenders]
+    tried = list(zip(contenders, reasons, strict=True))
     seconds = np.array(
-        [[timer.seconds(partial(task.call, one)) for one in contenders] for _ in range(timer.rounds)]
+        [
+            [math.nan if reason else timer.seconds(partial(task.call, one)) for one, reason in tried]
+            for _ in range(timer.rounds)
+        ]
     )
-    for number, one in enumerate(contenders):
+    for number, (one, reason) in enumerate(tried):
+        if reason:
+            yield f"{task.name:22}{task.batch:>6} {one.name:16}  {reason}"
+            continue
         ratio = median(seconds[:, 0] / seconds[:, number])
         yield line(task, one, float(np.median(seconds[:, number])), ratio, ceilings, published=number == 0)
+
+
+def why_not(task: Task, one: Contender) -> str | None:
+    """Why a contender cannot do a task, None where it can; the first call also warms it up."""
+    reason = None
+    try:
+        task.call(one)
+    except Exception as exc:
+        # Of libraries: most likely the memory of the device, which all contenders share, does not suffice.
+        reason = first_line(exc)
+    if reason is not None:
+        free_memory()
+    return reason
 
 
 def line(
     task: Task, one: Contender, seconds: float, ratio: float, ceilings: Ceilings, *, published: bool
 ) -> str:
-    """A line of the report; bytes a second only where memory, not arithmetic, sets the limit."""
+    """A line of the report; bytes a second only where memory, not arithmetic, sets the limit.
+
+    There is no share of a ceiling that was measured with larger numbers, and no `ratio` where it is NaN.
+    """
     speed = share = traffic = "-"
     if task.work is not None:
-        rows = task.published_rows if published else task.rows
-        flops = task.work.flops * rows
-        moved = task.calls * task.work.bytes(rows // task.calls, 4 if task.fp32 else one.number_bytes)
-        speed, share = f"{flops / seconds / 1e12:.3f}", f"{flops / seconds / ceilings.flops:.0%}"
+        number_bytes = FP32_BYTES if task.fp32 else one.number_bytes
+        flops, moved = task.flops(published=published), task.bytes(number_bytes, published=published)
+        speed = f"{flops / seconds / 1e12:.3f}"
+        if number_bytes >= ceilings.number_bytes:
+            share = f"{flops / seconds / ceilings.flops:.0%}"
         if ceilings.memory_bound(flops, moved):
             traffic = f"{moved / seconds / 1e9:.1f}"
     ms, images = f"{seconds * 1e3:.1f}", f"{task.batch / seconds:.2f}"
-    return COLUMNS.format(task.name, task.batch, one.name, ms, images, speed, share, traffic, f"{ratio:.2f}x")
+    times = "-" if math.isnan(ratio) else f"{ratio:.2f}x"
+    return COLUMNS.format(task.name, task.batch, one.name, ms, images, speed, share, traffic, times)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.bundle import MANIFEST, Bundle, Manifest, file_digest
+from models.bundle import MANIFEST, Bundle, Manifest, file_digest, open_bundle
 from models.errors import BundleError
 from models.whole_file import whole_folder
 
@@ -23,6 +23,13 @@ def check_place(path: Path) -> None:
     """Raise BundleError unless a bundle may be written to `path`: new, empty, or a bundle to be replaced."""
     if path.exists() and not (path / MANIFEST).exists() and not (path.is_dir() and not any(path.iterdir())):
         raise BundleError(f"{path} exists and is no bundle; give an empty or a new folder")
+
+
+def check_new(path: Path) -> None:
+    """Raise BundleError unless `path` is new or an empty folder: a bundle there is not to be replaced."""
+    check_place(path)
+    if (path / MANIFEST).exists():
+        raise BundleError(f"{path} holds another bundle; give an empty or a new folder")
 
 
 def write_bundle(
@@ -40,11 +47,17 @@ def write_bundle(
 
 
 def copy_bundle(bundle: Bundle, path: Path) -> Bundle:
-    """The manifest and the weights of `bundle` in the folder `path`, which is refused or replaced as above.
+    """The manifest and the weights of `bundle` in the new or empty folder `path`.
 
-    BundleError also when a file of `bundle` is damaged.
+    A bundle of the same revision there is opened as it is, with all that was added to it. Raises BundleError
+    for another one, and when a file of `bundle` is damaged.
     """
-    check_place(path)
+    path = path.absolute()
+    if (path / MANIFEST).exists():
+        found = open_bundle(str(path))
+        if found.revision == bundle.revision:
+            return found
+    check_new(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_folder(path) as folder:

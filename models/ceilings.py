@@ -19,11 +19,15 @@ CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 @dataclass(frozen=True)
 class Ceilings:
-    """`flops` a second of `product`, and `bytes` a second of a copy; the best of CALLS calls each."""
+    """`flops` a second of `product`, and `bytes` a second of a copy; the best of CALLS calls each.
+
+    The numbers of the product have `number_bytes`: arithmetic with smaller ones may be faster.
+    """
 
     flops: float
     bytes: float
     product: str
+    number_bytes: int
 
     def memory_bound(self, flops: float, moved: float) -> bool:
         """Whether moving `moved` bytes takes longer than `flops` operations, both at full speed."""
@@ -46,6 +50,7 @@ def measure_ceilings(device: torch.device, clock: Clock) -> Ceilings:
         # A copy reads every byte once and writes it once.
         bytes=2 * 4 * len(source) / best_seconds(lambda: target.copy_(source), device, clock),
         product=f"{str(dtype).removeprefix('torch.')} {size}^3",
+        number_bytes=dtype.itemsize,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -13,7 +14,7 @@ from models.drawing import Drawing, draw, step_batch
 from models.errors import MaskBitError
 from models.published_way import PublishedWay
 from models.runtime.base import Integers, Pixels, Runtime
-from models.runtime.loading import load_runtime
+from models.runtime.loading import TRITON_VARIABLE, Wish, choose_runtime
 from models.sampling_config import SamplingConfig
 
 
@@ -93,15 +94,14 @@ def load_contenders(
     for name in names:
         kind, _, precision = name.partition(":")
         try:
-            runtime = load_runtime(
-                bundle,
-                kind,
+            wish = Wish(
                 device=str(device),
                 precision=precision or "auto",
                 # So that all have as many as PyTorch, which OMP_NUM_THREADS tells.
                 threads=torch.get_num_threads(),
+                triton_url=os.environ.get(TRITON_VARIABLE),
             )
-            runtime.warm_up()
+            runtime = choose_runtime(bundle, kind, wish).runtime
         except MaskBitError as exc:
             missing.append(f"{name}: {exc}")
         else:

@@ -49,8 +49,8 @@ def files_of(bundle: Bundle, precision: str) -> list[str]:
 class Record:
     """The content of `export.json`; `files` maps file names to SHA-256 digests, `bundle` is name@revision.
 
-    `version` and `opset` are those of the exporting maskbit and of the graphs. `precisions` are the
-    generator's.
+    `version` and `torch` are those of the exporting maskbit and PyTorch, `opset` that of the graphs.
+    `precisions` are the generator's.
     """
 
     bundle: str
@@ -58,6 +58,7 @@ class Record:
     opset: int
     precisions: tuple[str, ...]
     files: Mapping[str, str]
+    torch: str = ""
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from models.bundle import Bundle
 from models.errors import ConfigError, RuntimeUnavailable
-from models.exported import PRECISIONS
+from models.exported import PRECISIONS, read_record
 from models.signature import TOKENIZER_GRAPHS
 from models.validation import from_mapping, require
 
@@ -104,7 +104,8 @@ def record_file(plan: Path) -> Path:
 def find_plan(bundle: Bundle, graph: str, precision: str, place: Place) -> Plan | None:
     """The plan of a graph for `place`, or None where there is none.
 
-    ConfigError for one of another bundle, GPU, version or format, and for a damaged or unreadable one.
+    ConfigError for one of another bundle, GPU, version or format, for one that was built from other graphs
+    than those that lie in the bundle, if any do, and for a damaged or unreadable one.
     """
     path = plan_file(bundle, graph, precision, place)
     try:
@@ -121,6 +122,10 @@ def find_plan(bundle: Bundle, graph: str, precision: str, place: Place) -> Plan 
         require(built == place, f"it is for {built}; this is {place}")
         require(named == mine, f"it is {' in '.join(named)} under another name")
         require(hashlib.sha256(data).hexdigest() == record.sha256, "it is damaged")
+        export = read_record(bundle)
+        if export is not None:
+            now = {name: export.files.get(name) for name in record.onnx}
+            require(record.onnx == now, "it was built from ONNX graphs that are no more in the bundle")
     except ConfigError as exc:
         raise ConfigError(f"{path}: {exc}") from exc
     return Plan(record, data, _command(bundle, precision))

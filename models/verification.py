@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -63,7 +64,8 @@ class Thresholds:
         missed = []
         for one in fields(self):
             least, got = getattr(self, one.name), getattr(numbers, one.name)
-            if least is not None and got is not None and got < least:
+            # NaN is not enough.
+            if least is not None and got is not None and not got >= least:
                 missed.append(f"{one.name} is {got:.6g}, at least {least:.6g} is needed")
         return missed
 
@@ -119,6 +121,9 @@ class Verification:
 
     def __post_init__(self) -> None:
         require_positive(self, "pictures", "steps")
+        for name in self.exports:
+            known = re.fullmatch(r"onnx/export\.json|tensorrt/[^/\\]+\.plan\.json", name)
+            require(known is not None, f"exports lists {name!r}; only records of exports are allowed")
 
     def to_json(self) -> str:
         """Text of `verification.json`."""

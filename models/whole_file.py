@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -55,12 +56,20 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 def _exchange(one: Path, other: Path) -> None:
     """Let two folders change places in one instant, or, where the system cannot, with an instant between."""
-    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)  # Linux; Python has no name for it
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux; Python has no name
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    if renameat2 is None or renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) != 0:
-        former = one.with_name(f"{one.name}-former")
-        other.replace(former)
+    if renameat2 is not None:
+        if renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0:
+            return
+        if (number := ctypes.get_errno()) not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+            raise OSError(number, os.strerror(number), str(other))
+    former = one.with_name(f"{one.name}-former")
+    other.replace(former)
+    try:
         one.replace(other)
+    except OSError:
+        former.replace(other)
+        raise
 
 
 def sync_folder(folder: Path) -> None:

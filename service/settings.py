@@ -64,6 +64,8 @@ class Settings(BaseSettings):
 
     runtime: Literal["auto", "torch", "onnx", "tensorrt", "triton", "noop"] = "auto"
     triton_url: str | None = Field(None, description="grpc://host:8001 or http://host:8000")
+    triton_timeout_s: float = Field(60, gt=0, description="for one try of a call")
+    triton_deadline_s: float = Field(120, gt=0, description="for a call while a server is away or slow")
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     deterministic: Literal["default", "strict"] = "default"
@@ -77,6 +79,11 @@ class Settings(BaseSettings):
         if url is not None and not url.startswith(REDIS_SCHEMES):
             raise ValueError(f"it must begin with {', '.join(REDIS_SCHEMES)}")
         return url
+
+    @field_validator("triton_url", mode="before")
+    @classmethod
+    def _none_if_empty(cls, url: object) -> object:
+        return None if url == "" else url
 
     @field_validator("triton_url")
     @classmethod

@@ -231,6 +231,10 @@ class IExecutionContext:
     def execute_async_v3(self, stream_handle: int) -> bool:
         assert self._scratch >= SCRATCH
         assert stream_handle == HostLane.handle
+        HostLane.latest.give(self._execute)
+        return True
+
+    def _execute(self) -> None:
         inputs = {
             one.name: self._at(one.name, self._shapes[one.name], one.type)
             for one in self._session.get_inputs()
@@ -238,7 +242,6 @@ class IExecutionContext:
         rows = len(next(iter(inputs.values())))
         for one, result in zip(self._session.get_outputs(), self._session.run(None, inputs), strict=True):
             np.copyto(self._at(one.name, (rows, *one.shape[1:]), one.type), result)
-        return True
 
     def _at(self, name: str, shape: tuple[int, ...], ort_type: str) -> NDArray[Any]:
         dtype = np.dtype(ort_type.removeprefix("tensor(").removesuffix(")").replace("float", "float32"))
@@ -287,30 +290,66 @@ class Runtime:
         return ICudaEngine(serialized_engine)
 
 
+class HostMemory(torch.Tensor):
+    """Memory that copies reach when their lane is waited for."""
+
+    lane: HostLane
+
+    def copy_(self, source: torch.Tensor, non_blocking: bool = False) -> HostMemory:
+        assert non_blocking
+        assert self.lane.is_active, "PyTorch copies on its usual stream"
+        self.lane.give(lambda: torch.Tensor.copy_(self, source))
+        return self
+
+
 class HostLane:
-    """The CPU in place of `CudaLane`; `captured` counts what was captured."""
+    """The CPU in place of `CudaLane`, as late as a GPU may be: nothing is done before `wait`.
+
+    `captured` counts what was captured; `latest` is the lane that was made last.
+    """
 
     handle, captured = 99, 0
+    latest: HostLane
 
     def __init__(self, device: str) -> None:
-        self.device = device
+        self.device, self.is_active = device, False
+        self._given: list[Callable[[], object]] = []
+        HostLane.latest = self
+
+    def give(self, work: Callable[[], object]) -> None:
+        self._given.append(work)
 
     @contextmanager
     def active(self) -> Iterator[None]:
+        before, self.is_active = self.is_active, True
         yield
+        self.is_active = before
 
     def wait(self) -> None:
-        pass
+        while self._given:
+            self._given.pop(0)()
 
     def memory(self, size: int) -> torch.Tensor:
-        return torch.full((size,), 255, dtype=torch.uint8)
+        made = torch.full((size,), 255, dtype=torch.uint8).as_subclass(HostMemory)
+        made.lane = self
+        return made
 
     pinned = memory
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         HostLane.captured += 1
+        with self.active():
+            work()
+        self.wait()
         work()
-        return work
+        graph = self._given.copy()
+        self._given.clear()
+
+        def replay() -> None:
+            assert self.is_active, "a replay is launched on the usual stream"
+            self._given.extend(graph)
+
+        return replay
 
     def reserved_bytes(self) -> int:
         return 1 << 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from models.sampling_config import SamplingConfig
 from service.bench.cli import bench_models
 
 CPU = torch.device("cpu")
-CEILINGS = Ceilings(flops=100e9, bytes=10e9, product="float32 2048^3")
+CEILINGS = Ceilings(flops=100e9, bytes=10e9, product="float32 2048^3", number_bytes=4)
 
 
 class Counted:
@@ -101,6 +102,47 @@ def test_guidance_rows_that_a_runtime_leaves_out_are_not_credited_to_it(tiny_man
     assert (picture.published_rows, picture.rows) == (8, 8)
 
 
+def test_a_contender_without_enough_memory_gets_a_line_and_the_others_are_measured() -> None:
+    class Large(Counted):
+        def encode(self, images: Pixels) -> object:
+            raise torch.OutOfMemoryError("out of memory\nat a long address")
+
+    images = np.zeros((2, 8, 8, 3), dtype=np.uint8)
+    task = Task("tokenize", 2, lambda one: one.encode(images), Work(10**9, 0, 0), 2, 2, fp32=True)
+    timer = Timer(CPU, CLOCKS["cpu"], rounds=2)
+    first, second = compare(task, [Counted("published way"), Large("large")], CEILINGS, timer)
+    assert first.endswith("1.00x")
+    assert second.split() == ["tokenize", "2", "large", "out", "of", "memory"]
+    first, second = compare(task, [Large("published way"), Counted("other")], CEILINGS, timer)
+    assert first.endswith("out of memory")
+    assert second.endswith(" -"), "nothing to compare with"
+
+
+def test_a_picture_counts_its_decoding_and_smaller_numbers_have_no_share_of_the_ceiling(
+    tiny_manifest: Manifest,
+) -> None:
+    tasks = {task.name: task for task in tasks_of(tiny_manifest, 2, (4,))}
+    decoding, picture = tasks["detokenize"], tasks["picture, 4 steps"]
+    assert decoding.work is not None
+    assert picture.work is not None
+    assert picture.flops(published=True) == 16 * picture.work.flops + 2 * decoding.work.flops
+    one, half = Counted("fp32"), Counted("bf16")
+    half.number_bytes = 2
+    lines = [line(picture, each, 1.0, 1.0, CEILINGS, published=True) for each in (one, half)]
+    assert ["%" in text for text in lines] == [True, False]
+    assert "%" in line(decoding, half, 1.0, 1.0, CEILINGS, published=True), "the tokenizer is fp32"
+    codec = replace(
+        tiny_manifest.tokenizer,
+        model_class="taming",
+        quantizer_type="lookup",
+        codebook_size=64,
+        token_size=5,
+        use_l2_normalisation=True,
+    )
+    uncounted = list(tasks_of(replace(tiny_manifest, tokenizer=codec), 2, (4,)))[-1]
+    assert uncounted.work is None
+
+
 def test_the_measured_step_is_guided_and_half_drawn(tiny_manifest: Manifest) -> None:
     task = list(tasks_of(tiny_manifest, 3, ()))[-1]
     seen: list[Sequence[Drawing]] = []
@@ -145,6 +187,26 @@ def test_a_preset_stands_for_random_weights_that_are_the_same_every_time(tmp_pat
     contenders, missing = load_contenders(one, CPU, ["torch"])
     assert [each.name for each in contenders] == ["published way", "torch fp32"]
     assert not missing
+
+
+def test_a_folder_of_random_weights_is_reused_and_another_bundle_is_never_replaced(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    model = replace(
+        find_preset("maskbit_tokenizer_10bit").model,
+        tokenizer=tiny_bundle.manifest.tokenizer,
+        image_size=16,
+    )
+    made = random_bundle(model, tmp_path / "random")
+    (made.path / "onnx").mkdir()
+    assert random_bundle(model, tmp_path / "random") == made
+    assert (made.path / "onnx").is_dir(), "what was exported stays"
+    trained = Path(shutil.copytree(tiny_bundle.path, tmp_path / "trained"))
+    before = {path.name: path.read_bytes() for path in trained.iterdir()}
+    for other in (trained, made.path):
+        with pytest.raises(BundleError, match="holds another bundle; give an empty or a new folder"):
+            random_bundle(replace(model, name="other"), other)
+    assert {path.name: path.read_bytes() for path in trained.iterdir()} == before
 
 
 def test_a_bundle_is_opened_and_an_unknown_name_is_refused() -> None:

@@ -24,12 +24,14 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an N
 class Network:
     """x + y, written into a buffer for each batch size, as a replay of a graph writes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, events: list[str] | None = None) -> None:
         self.calls: list[int] = []
+        self.events = [] if events is None else events
         self.outputs: dict[int, Tensor] = {}
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         self.calls.append(len(x))
+        self.events.append("call")
         self.outputs[len(x)] = x + y
         return self.outputs[len(x)]
 
@@ -55,30 +57,49 @@ class FakeGraph:
 
 
 @pytest.fixture
-def pools(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+def events() -> list[str]:
+    """What the fakes were asked for, in order."""
+    return []
+
+
+@pytest.fixture
+def pools(monkeypatch: pytest.MonkeyPatch, events: list[str]) -> list[object]:
     """Fakes of the calls that CudaGraphs makes; the memory pools of the captures, in order."""
     seen: list[object] = []
     FakeGraph.made = []
 
     class FakeStream:
-        def __init__(self, device: object = None) -> None: ...
+        def __init__(self, device: object = None, name: str = "own") -> None:
+            self.name = name
 
-        def wait_stream(self, other: object) -> None: ...
+        def wait_stream(self, other: FakeStream) -> None:
+            events.append(f"{self.name} waits for {other.name}")
+
+    usual = FakeStream(name="usual")
 
     @contextmanager
-    def capture(graph: FakeGraph, *, pool: object, stream: object, capture_error_mode: str) -> Iterator[None]:
+    def capture(
+        graph: FakeGraph, *, pool: object, stream: FakeStream, capture_error_mode: str
+    ) -> Iterator[None]:
         seen.append(pool)
         assert capture_error_mode == "thread_local"
-        assert isinstance(stream, FakeStream)
+        events.append(f"capture on {stream.name}")
         yield
+        events.append("captured")
+
+    @contextmanager
+    def entered(stream: FakeStream) -> Iterator[None]:
+        events.append(f"enter {stream.name}")
+        yield
+        events.append(f"leave {stream.name}")
 
     for name, fake in {
         "Stream": FakeStream,
         "CUDAGraph": FakeGraph,
         "graph": capture,
         "device": lambda device: nullcontext(),
-        "stream": lambda stream: nullcontext(),
-        "current_stream": FakeStream,
+        "stream": entered,
+        "current_stream": lambda: usual,
     }.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     return seen
@@ -106,6 +127,22 @@ def test_a_batch_size_is_captured_once_and_replayed_ever_after(pools: list[objec
         assert torch.equal(graphs(x, y), x + y)
     assert network.calls == [2] * (WARM_UPS + 1) + [4] * (WARM_UPS + 1)
     assert [graph.replays for graph in FakeGraph.made] == [3, 2]
+
+
+def test_a_capture_waits_for_what_came_before_and_its_warm_ups_for_nobody_else(
+    pools: list[object], events: list[str]
+) -> None:
+    graphs_of(Network(events))(torch.rand(2, 3), torch.rand(2, 3))
+    assert events == [
+        "own waits for usual",
+        "enter own",
+        *["call"] * WARM_UPS,
+        "leave own",
+        "usual waits for own",
+        "capture on own",
+        "call",
+        "captured",
+    ]
 
 
 def test_all_graphs_share_the_memory_of_the_first(pools: list[object]) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import maskbit_cli
-from export.draw_odds import OPEN, DrawOdds, log_odds
+from export.draw_odds import HALVINGS, OPEN, DrawOdds, log_odds
 from export.parity import ask_reference, compare, lowest_psnr
 from export.trial import Trial
 from export.verdict_table import HEADER, line_of
@@ -25,7 +25,7 @@ from models.bundle import Bundle, Manifest, file_digest, open_bundle
 from models.errors import InputError
 from models.exported import FOLDER, RECORD
 from models.generator import LfqBert
-from models.runtime.base import StepBatch
+from models.runtime.base import StepBatch, StepResult
 from models.runtime.noop_runtime import NoopRuntime
 from models.runtime.torch_runtime import TorchRuntime
 from models.sampler import guided_logits
@@ -150,7 +150,7 @@ def test_the_worst_picture_gives_the_psnr() -> None:
 
 
 def test_sound_exports_pass_and_the_report_comes_back(bundle: Bundle) -> None:
-    report = verify(bundle, "onnx:fp32,onnx:fp16,torch:bf16,torch:fp32", pictures=64, steps=8)
+    report = verify(bundle, "onnx:fp32,onnx:fp16,torch:bf16,torch:fp32", pictures=64, steps=16)
     assert [(one.name, one.verdict, one.reason) for one in report.runtimes] == [
         ("onnx fp32", PASSED, None),
         ("onnx fp16", PASSED, None),
@@ -161,6 +161,8 @@ def test_sound_exports_pass_and_the_report_comes_back(bundle: Bundle) -> None:
     assert verification_of(bundle) == report
     assert set(report.reference) == {"encode_ms", "decode_ms", "step_ms"}
     assert report.exports == {f"{FOLDER}/{RECORD}": file_digest(bundle.path / FOLDER / RECORD)}
+    held = [one.thresholds for one in report.runtimes[:2]]
+    assert [(one.step_tokens, one.trace_tokens) for one in held if one] == [(0.9999, 0.9999), (0.99, None)]
     fp32, fp16 = (one.numbers for one in report.runtimes[:2])
     assert fp32 is not None
     assert fp16 is not None
@@ -233,13 +235,17 @@ def test_a_bundle_without_generator_is_compared_by_its_tokenizer(exported_codec:
     assert one.numbers.step_tokens is one.numbers.trace_tokens is one.numbers.logit_error is None
 
 
-def test_by_default_everything_that_could_be_there_is_tried(bundle: Bundle, tiny_bundle: Bundle) -> None:
-    def names(bundle: Bundle) -> list[str]:
-        return [f"{one.runtime} {one.precision}" for one in usual_candidates(bundle)]
+def test_by_default_everything_that_a_service_would_take_is_tried(
+    bundle: Bundle, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def names(bundle: Bundle, device: str) -> list[str]:
+        return [f"{one.runtime} {one.precision}" for one in usual_candidates(bundle, device)]
 
-    others = ["torch fp16", "torch bf16", "tensorrt auto", "triton auto"]
-    assert names(bundle) == ["onnx fp32", "onnx fp16", "onnx bf16", *others]
-    assert names(tiny_bundle) == ["onnx fp32", *others]
+    others = ["tensorrt auto", "triton auto"]
+    assert names(bundle, "cpu") == ["onnx fp32", "onnx fp16", *others]
+    assert names(tiny_bundle, "cpu") == ["onnx fp32", *others]
+    monkeypatch.setattr("models.runtime.devices.cuda_gpus", lambda: 1)
+    assert names(tiny_bundle, "auto") == ["onnx fp32", "torch auto", *others]
 
 
 # -- the command ---------------------------------------------------------------------------------------------
@@ -288,6 +294,36 @@ def test_the_command_prints_a_table_and_writes_the_report(
         assert one.reason in out
 
 
+def test_by_default_a_sound_export_succeeds_on_a_cpu(
+    bundle: Bundle, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MASKBIT_TRITON_URL", raising=False)
+    code, out, _ = run(str(bundle.path), "--pictures", "3", "--steps", "2", "--device", "cpu")
+    assert code == 0, out
+    report = verification_of(bundle)
+    assert report is not None
+    assert {one.runtime: one.verdict for one in report.runtimes} == {
+        "onnx": PASSED,
+        "tensorrt": UNAVAILABLE,
+        "triton": UNAVAILABLE,
+    }
+
+
+def test_a_step_from_a_state_that_the_own_way_came_through_is_not_computed_again(
+    torch_fp32: TorchRuntime, tiny_manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = ask_reference(torch_fp32, Trial(tiny_manifest, 3, 4), ignore)
+    step, calls = torch_fp32.step, []
+
+    def counted(batch: StepBatch) -> StepResult:
+        calls.append(len(batch))
+        return step(batch)
+
+    monkeypatch.setattr(torch_fp32, "step", counted)
+    assert compare(torch_fp32, reference, ignore).trace_tokens == 1
+    assert len(calls) == 4 + HALVINGS
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -303,6 +339,17 @@ def test_wrong_use_is_one_line(tiny_bundle: Bundle, run: Run, arguments: tuple[s
     assert code == 2
     assert words in err
     assert len(err.strip().splitlines()) == 1, err
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_measured(
+    bundle: Bundle, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Root may write everywhere, whatever the mode of a folder.
+    monkeypatch.setattr("export.cli.os.access", lambda path, mode: Path(path) != bundle.path)
+    code, out, err = run(str(bundle.path), "--runtimes", "torch:bf16")
+    assert (code, out) == (2, "")
+    assert f"{bundle.path} cannot be written to" in err
+    assert "--out FOLDER makes a copy" in err
 
 
 def test_a_bundle_that_cannot_be_written_to_is_one_line_after_the_table(bundle: Bundle, run: Run) -> None:

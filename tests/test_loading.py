@@ -5,20 +5,28 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from torch import Tensor
 
-from models.bundle import Bundle, open_bundle
+from models.bundle import GENERATOR_WEIGHTS, TOKENIZER_WEIGHTS, Bundle, Manifest, open_bundle
+from models.bundle_writer import write_bundle
 from models.drawing import draw
 from models.errors import RuntimeUnavailable
-from models.runtime import loading
+from models.generator import LfqBert
+from models.runtime import loading, number_range
+from models.runtime.base import Runtime
 from models.runtime.loading import RUNTIMES, Choice, Wish, choose_runtime, load_runtime
 from models.runtime.noop_runtime import NoopRuntime
+from models.runtime.number_range import keeps_in_range, trial
+from models.runtime.onnx_runtime import OnnxRuntime
 from models.runtime.torch_runtime import TorchRuntime
+from models.tokenizer import ConvTokenizer
 from service.bench.running import free_port
 from service.settings import Settings
 from tests.service_fixtures import serving, start
@@ -72,6 +80,23 @@ def test_the_address_of_triton_is_a_setting(url: str) -> None:
     assert Settings(runtime="triton", triton_url=url).triton_url == url
     with pytest.raises(ValidationError, match="grpc:// or http://"):
         Settings(triton_url=url.partition("//")[2])
+
+
+def test_an_empty_address_of_triton_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Compose and Helm pass on what was not set."""
+    monkeypatch.setenv("MASKBIT_TRITON_URL", "")
+    assert Settings().triton_url is None
+
+
+def test_a_triton_is_asked_though_the_gpu_that_was_named_is_not_there(
+    exported_tiny: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.runtime.devices.cuda_gpus", lambda: 0)
+    monkeypatch.setitem(loading._LOADERS, "triton", lambda bundle, wish: NoopRuntime(bundle))
+    wish = Wish(device="cuda", threads=1)
+    assert choose_runtime(exported_tiny, "auto", replace(wish, triton_url="grpc://triton:8001")).runtime
+    with pytest.raises(RuntimeUnavailable, match="the NVIDIA driver shows 0 GPUs"):
+        choose_runtime(exported_tiny, "auto", wish)
 
 
 # -- auto ----------------------------------------------------------------------------------------------------
@@ -168,8 +193,73 @@ def test_warming_up_is_part_of_choosing(
     assert reasons(choice)["onnx on cpu"].startswith(said)
     with pytest.raises(RuntimeUnavailable, match=re.escape(said)):
         choose_runtime(tiny_bundle, "onnx", ONE_THREAD)
+    named = replace(ONE_THREAD, device="auto")
+    with pytest.raises(RuntimeUnavailable, match=re.escape(said.replace("cpu", "the machine"))):
+        choose_runtime(tiny_bundle, "onnx", named)
     # A few calls of a command need no warming up.
     assert load_runtime(tiny_bundle, "auto", device="cpu") is sick
+
+
+# -- precision -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large_bundle(
+    tmp_path: Path, tiny_manifest: Manifest, tiny_tokenizer: ConvTokenizer, tiny_generator: LfqBert
+) -> Bundle:
+    """A model whose logits do not fit into fp16."""
+    weights: dict[str, Tensor] = dict(tiny_generator.state_dict())
+    weights["prediction_layer.weight"] = weights["prediction_layer.weight"] * 1e6
+    files = {TOKENIZER_WEIGHTS: dict(tiny_tokenizer.state_dict()), GENERATOR_WEIGHTS: weights}
+    return write_bundle(tmp_path / "large", tiny_manifest, files)
+
+
+def test_a_precision_that_cannot_hold_the_logits_is_refused(large_bundle: Bundle) -> None:
+    for choose in (
+        lambda: choose_runtime(large_bundle, "torch", replace(ONE_THREAD, precision="fp16")),
+        lambda: load_runtime(large_bundle, "torch", device="cpu", precision="fp16"),
+    ):
+        with pytest.raises(RuntimeUnavailable, match="do not fit into fp16; use --precision bf16 or fp32"):
+            choose()
+    assert load_runtime(large_bundle, "torch", device="cpu", precision="bf16").precision == "bf16"
+
+
+@pytest.mark.parametrize(("had", "taken"), [(("bf16", "fp32"), "bf16"), (("fp32",), "fp32")])
+def test_auto_takes_the_next_wider_precision_before_another_runtime(
+    large_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, had: tuple[str, ...], taken: str
+) -> None:
+    """As on a GPU, whose runtimes begin with fp16 and may lack others."""
+
+    def load(bundle: Bundle, wish: Wish) -> TorchRuntime:
+        precision = "fp16" if wish.precision == "auto" else wish.precision
+        if precision not in ("fp16", *had):
+            raise RuntimeUnavailable(f"there are no graphs in {precision}")
+        return TorchRuntime(bundle, device="cpu", precision=precision)
+
+    monkeypatch.setitem(loading._LOADERS, "onnx", load)
+    choice = choose_runtime(large_bundle, "auto", ONE_THREAD)
+    assert (choice.runtime.precision, choice.passed_over) == (taken, ())
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+def test_a_generator_that_fits_is_found_to_fit(tiny_bundle: Bundle, precision: str) -> None:
+    config = tiny_bundle.manifest.generator
+    assert config is not None
+    assert keeps_in_range(TorchRuntime(tiny_bundle, device="cpu", precision=precision), config)
+
+
+@pytest.mark.parametrize("kind", [TorchRuntime, OnnxRuntime])
+def test_logits_that_are_no_numbers_are_found_by_the_tokens(
+    exported_tiny: Bundle, kind: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A temperature of 0 makes them infinite, as an overflow does."""
+    config = exported_tiny.manifest.generator
+    assert config is not None
+    runtime = kind(exported_tiny, device="cpu")
+    assert keeps_in_range(runtime, config)
+    batch = replace(trial(config), temperature=np.zeros(len(trial(config)), dtype=np.float32))
+    monkeypatch.setattr(number_range, "trial", lambda config: batch)
+    assert not keeps_in_range(runtime, config)
 
 
 # -- worker and gateway --------------------------------------------------------------------------------------

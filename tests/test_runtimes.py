@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 
-from export.onnx_export import export_onnx
 from export.triton_repository import write_repository
 from export.triton_sources import Choice
 from models.bundle import GENERATOR_WEIGHTS, TOKENIZER_WEIGHTS, Bundle, Manifest, open_bundle
@@ -406,15 +405,8 @@ def test_without_a_generator_pictures_are_coded_and_a_step_is_refused(
         runtime.step(random_batch(1))
 
 
-# Graphs of the other generators replay theirs in test_onnx_export.py.
-GOLDEN_GRAPHS = "generator_lfq_12bit_2split"
-GOLDEN_TRACES = [
-    (kind, name)
-    for kind in (Kind("torch", "fp32"), Kind("onnx", "fp32"), Kind("triton", "fp32"))
-    for name in CASES
-    if name.startswith("sampler_")
-    and (kind.name == "torch" or CASES[name]["config"]["generator"] == GOLDEN_GRAPHS)
-]
+# Exported graphs replay them in test_onnx_export.py.
+GOLDEN_TRACES = [(Kind("torch", "fp32"), name) for name in CASES if name.startswith("sampler_")]
 
 
 @pytest.fixture(scope="module")
@@ -449,10 +441,7 @@ def golden_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], B
         tensors = {
             file: {key: torch.from_numpy(one) for key, one in part.items()} for file, part in weights.items()
         }
-        bundle = write_bundle(tmp_path_factory.mktemp("golden") / name, manifest, tensors)
-        if name == GOLDEN_GRAPHS:
-            export_onnx(bundle)
-        return bundle
+        return write_bundle(tmp_path_factory.mktemp("golden") / name, manifest, tensors)
 
     return made
 

@@ -118,6 +118,9 @@ def test_a_plan_of_graphs_that_were_exported_anew_is_built_again(maker: Maker) -
     values = json.loads(record.read_text())
     values["files"][graph.name] = file_digest(graph)
     record.write_text(json.dumps(values))
+    with pytest.raises(RuntimeUnavailable, match=r"from ONNX graphs that are no more .*; run: maskbit"):
+        open_plan(maker.bundle, STEP, "fp16", H200)
+    open_plan(maker.bundle, STEP_GUIDED, "fp16", H200)
     assert maker.make() == ("step.fp16.onnx",)
 
 
@@ -219,6 +222,12 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "without record": (lambda plan: record_file(plan).unlink(), "its record .* cannot be read"),
     "unreadable": (lambda plan: _link_to_itself(plan), "cannot be read: Too many levels"),
 }
+
+
+def test_plans_run_without_the_graphs_that_they_were_built_from(maker: Maker) -> None:
+    maker.make()
+    shutil.rmtree(maker.bundle.path / "onnx")
+    open_plan(maker.bundle, STEP, "fp16", H200)
 
 
 @pytest.mark.parametrize("kind", BROKEN)

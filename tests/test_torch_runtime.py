@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +20,8 @@ from models.bundle_writer import write_bundle
 from models.drawing import Drawing, advance, draw, step_batch
 from models.errors import RuntimeUnavailable
 from models.generator import LfqBert
-from models.runtime.base import CPU_BUCKETS, STRICT_BUCKET, Integers, StepBatch, bucket_for
-from models.runtime.torch_runtime import TorchRuntime, choose_device
+from models.runtime.base import CPU_BUCKETS, CUDA_BUCKETS, STRICT_BUCKET, Integers, StepBatch, bucket_for
+from models.runtime.torch_runtime import TorchRuntime, choose_device, full_precision
 from models.sampler import sample
 from models.sampling_config import GUIDANCE_ANNEALINGS, MASK_SCHEDULES, SamplingConfig
 from models.tokenizer import ConvTokenizer
@@ -337,6 +339,27 @@ def test_the_tokenizer_runs_in_full_precision_and_leaves_the_setting_alone(usual
     assert torch.backends.cudnn.allow_tf32 == before
 
 
+def test_a_thread_that_ends_its_full_precision_leaves_that_of_another_alone() -> None:
+    """A new revision is warmed up in one thread while another encodes."""
+    inside, left, seen = threading.Event(), threading.Event(), list[bool]()
+    before = torch.backends.cudnn.allow_tf32
+
+    def encode() -> None:
+        with full_precision():
+            inside.set()
+            left.wait(10)
+            seen.append(torch.backends.cudnn.allow_tf32)
+
+    thread = threading.Thread(target=encode)
+    with full_precision():
+        thread.start()
+        inside.wait(0.2)
+    left.set()
+    thread.join(10)
+    assert seen == [False]
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_lower_precision_concerns_the_generator_only(tiny_bundle: Bundle, precision: str) -> None:
     runtime = TorchRuntime(tiny_bundle, device="cpu", precision=precision)
@@ -389,34 +412,37 @@ def test_warm_up_reaches_both_networks_and_changes_nothing(usual: TorchRuntime) 
 def test_buckets_that_a_gpu_cannot_hold_are_given_up_at_warm_up(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No GPU is needed: its memory is what `_warm` says."""
+    """No GPU is needed: its memory is what the calls of the networks say."""
     runtime = TorchRuntime(tiny_bundle, device="cpu")
     monkeypatch.setattr(runtime, "device", torch.device("cuda:0"))
-    warmed: list[int] = []
+    warmed: dict[str, list[int]] = {}
 
-    def warm(rows: int) -> None:
-        if rows > limit:
+    def warm(network: str, rows: int) -> None:
+        warmed.setdefault(network, []).append(rows)
+        if rows > limits[network]:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        warmed.append(rows)
 
-    monkeypatch.setattr(runtime, "_warm", warm)
-    limit = 6
+    for network in ("tokenizer", "generator"):
+        monkeypatch.setattr(runtime, f"_warm_{network}", partial(warm, network))
+    # What the tokenizer has no memory for, the generator may have.
+    limits = {"tokenizer": 3, "generator": 6}
     runtime.warm_up()
     assert runtime.buckets == (1, 2, 3, 4, 6)
-    assert warmed == [1, 2, 3, 4, 6]
+    assert runtime._tokenizer_buckets == (1, 2, 3)
+    # Memory of the largest serves the smaller ones too.
+    assert warmed == dict.fromkeys(limits, sorted(CPU_BUCKETS, reverse=True))
     assert "cuda:0 holds batches of at most 6 rows" in caplog.text
-    limit = 0
+    limits = {"tokenizer": 6, "generator": 0}
     with pytest.raises(torch.OutOfMemoryError):
         runtime.warm_up()
 
 
-def test_a_precision_that_cannot_hold_the_logits_is_refused_at_warm_up(
-    tmp_path: Path, tiny_manifest: Manifest, tiny_tokenizer: ConvTokenizer, tiny_generator: LfqBert
+def test_a_tokenizer_gets_few_rows_at_a_time_whatever_a_generator_takes(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights: dict[str, Tensor] = dict(tiny_generator.state_dict())
-    weights["prediction_layer.weight"] = weights["prediction_layer.weight"] * 1e6
-    files = {"tokenizer.safetensors": dict(tiny_tokenizer.state_dict()), "generator.safetensors": weights}
-    bundle = write_bundle(tmp_path / "large", tiny_manifest, files)
-    with pytest.raises(RuntimeUnavailable, match="do not fit into fp16; use --precision bf16 or fp32"):
-        TorchRuntime(bundle, device="cpu", precision="fp16").warm_up()
-    TorchRuntime(bundle, device="cpu", precision="bf16").warm_up()
+    monkeypatch.setattr("models.runtime.torch_runtime.CPU_BUCKETS", CUDA_BUCKETS)
+    runtime = TorchRuntime(tiny_bundle, device="cpu")
+    with counted_rows(runtime.tokenizer.get_submodule("decoder")) as counted:
+        runtime.decode(np.zeros((70, 8, 8), dtype=np.int64))
+    assert counted == [32, 32, 8]
+    assert runtime.buckets == CUDA_BUCKETS

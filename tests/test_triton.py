@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,6 +27,7 @@ from models.errors import RuntimeLost, RuntimeUnavailable
 from models.runtime import triton_memory
 from models.runtime.base import CPU_BUCKETS, Integers, Runtime
 from models.runtime.torch_runtime import TorchRuntime
+from models.runtime.triton_link import Address, Link, TritonTrouble
 from models.runtime.triton_memory import Region, remove_orphans
 from models.runtime.triton_runtime import TritonRuntime
 from models.signature import graph_specs
@@ -214,6 +217,17 @@ def test_a_server_that_stays_away_ends_the_call_at_its_deadline(
     assert "\n" not in str(caught.value)
 
 
+def test_a_call_over_grpc_takes_no_longer_than_is_left() -> None:
+    """Hours would be allowed for one try, so only the end of all tries can end this one."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = Address("grpc", "127.0.0.1", silent.getsockname()[1])
+        link = Link(address, 3600.0, time.monotonic() + 0.5)
+        with pytest.raises(TritonTrouble, match="it cannot be reached"):
+            link.check_live()
+        with pytest.raises(TritonTrouble, match="no time is left"):
+            link.is_ready("tiny_encode", 1)
+
+
 @pytest.mark.anyio
 async def test_a_worker_without_its_server_ends_and_the_job_is_done_when_there_is_one_again(
     own_triton: Triton, exported_tiny: Bundle, drawn: Integers, gateway_redis: str, keys: Keys
@@ -234,7 +248,7 @@ async def test_a_worker_without_its_server_ends_and_the_job_is_done_when_there_i
     second.stop()
     thread.join(20)
     await store.close()
-    assert view.state == "D"
+    assert (view.state, view.attempts) == ("D", 1)
     assert view.result is not None
     grids = [TokenGrids.unpack(file).array()[0] for file in Pictures.unpack(view.result).files]
     np.testing.assert_array_equal(np.stack(grids), drawn)

@@ -119,6 +119,8 @@ def with_runtime(report: Verification, **values: Any) -> str:
             "step_ms is 'fast'",
         ),
         (lambda report: report.to_json().replace("3.5", "NaN"), "step_ms is 'nan'"),
+        (lambda report: changed(report, exports={"../large": "0"}), "exports lists '../large'"),
+        (lambda report: changed(report, exports={"tensorrt/../a.plan.json": "0"}), "exports lists"),
     ],
 )
 def test_a_report_that_is_not_as_it_should_be_is_refused(
@@ -172,6 +174,7 @@ def test_thresholds_name_what_misses_them() -> None:
     strict = replace(LEAST, trace_tokens=0.9999)
     assert strict.missed_by(NUMBERS) == ["trace_tokens is 0.96, at least 0.9999 is needed"]
     assert strict.missed_by(replace(NUMBERS, trace_tokens=None)) == []
+    assert LEAST.missed_by(replace(NUMBERS, encode_bits=float("nan"))) != []
 
 
 # -- who shows it --------------------------------------------------------------------------------------------
@@ -210,6 +213,7 @@ def test_models_tell_how_their_runtimes_were_verified(gateway: Gateway, bundle: 
         "version": "0.1.0",
         "pictures": 64,
         "steps": 16,
+        "reference": {"encode_ms": 1.0, "decode_ms": 2.0, "step_ms": 3.0},
         "runtimes": [
             {
                 "runtime": "onnx",
@@ -219,16 +223,26 @@ def test_models_tell_how_their_runtimes_were_verified(gateway: Gateway, bundle: 
                 "encode_bits": 1.0,
                 "decode_psnr_db": 100.0,
                 "step_tokens": 0.9991,
+                "step_drawn": 0.9893,
                 "trace_tokens": 0.96,
                 "logit_error": 0.004,
+                "encode_ms": 1.5,
+                "decode_ms": 2.5,
+                "step_ms": 3.5,
             },
             {"runtime": "tensorrt", "precision": "auto", "verdict": "unavailable"},
         ],
     }
     # Measured again while the gateway runs.
-    failed = RuntimeVerdict("onnx", "fp16", FAILED, reason="it broke")
-    report_on(bundle, runtimes=(failed,)).write(bundle.path)
-    assert [one["verdict"] for one in card(gateway)["verification"]["runtimes"]] == ["failed"]
+    poor = replace(NUMBERS, step_tokens=0.98)
+    failed = replace(
+        HALF, verdict=FAILED, numbers=poor, reason="step_tokens is 0.98, at least 0.99 is needed"
+    )
+    broken = RuntimeVerdict("torch", "fp16", FAILED, reason="/a/path of the machine is of no use to clients")
+    report_on(bundle, runtimes=(failed, broken)).write(bundle.path)
+    first, second = card(gateway)["verification"]["runtimes"]
+    assert (first["verdict"], first["reason"]) == (FAILED, failed.reason)
+    assert second == {"runtime": "torch", "precision": "fp16", "verdict": FAILED}
     (bundle.path / VERIFICATION).unlink()
     assert "verification" not in card(gateway)
 

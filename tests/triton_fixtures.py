@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -26,23 +27,36 @@ from tests.gateway_harness import until
 # The Python backend of this Triton was built for NumPy 1.
 PACKAGES = ("nvidia-pytriton==0.7.0", "numpy==1.26.4", "onnxruntime==1.32.0")
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+DONE = "installed.txt"
 INSTALL_TIMEOUT_S, START_TIMEOUT_S, KILL_TIMEOUT_S = 600, 60.0, 20.0
+FOLDER = Path("~/.cache/maskbit/triton").expanduser() / f"{PACKAGES[0].replace('==', '-')}-py{PYTHON}"
 
 
 def prepare_environment() -> Path:
     """The virtual environment with Triton, made from PyPI once and kept in a cache folder."""
-    name = f"{PACKAGES[0].replace('==', '-')}-py{PYTHON}"
-    folder = Path("~/.cache/maskbit/triton").expanduser() / name
-    done = folder / "installed.txt"
-    if not done.is_file() or done.read_text() != str(PACKAGES):
-        shutil.rmtree(folder, ignore_errors=True)
-        venv.create(folder)
-        pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "--quiet"]
-        # What the packages depend on is of no use to the server.
-        subprocess.run([*pip, "--no-deps", *PACKAGES], check=True, timeout=INSTALL_TIMEOUT_S)
-        _make_runnable(_packages(folder) / "pytriton" / "tritonserver")
-        done.write_text(str(PACKAGES))
-    return folder
+    FOLDER.parent.mkdir(parents=True, exist_ok=True)
+    with FOLDER.with_name(f"{FOLDER.name}.lock").open("w") as lock:
+        # Another run may be at it.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not is_prepared():
+            _install()
+    return FOLDER
+
+
+def is_prepared() -> bool:
+    """Whether the environment is whole and of these packages."""
+    done = FOLDER / DONE
+    return done.is_file() and done.read_text() == str(PACKAGES)
+
+
+def _install() -> None:
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    venv.create(FOLDER)
+    pip = [sys.executable, "-m", "pip", "--python", str(FOLDER / "bin" / "python"), "install", "--quiet"]
+    # What the packages depend on is of no use to the server.
+    subprocess.run([*pip, "--no-deps", *PACKAGES], check=True, timeout=INSTALL_TIMEOUT_S)
+    _make_runnable(_packages(FOLDER) / "pytriton" / "tritonserver")
+    (FOLDER / DONE).write_text(str(PACKAGES))
 
 
 def _packages(environment: Path) -> Path:
@@ -132,10 +146,10 @@ class Triton:
 
 @pytest.fixture(scope="session")
 def triton_environment() -> Path:
-    try:
-        return prepare_environment()
-    except (OSError, subprocess.SubprocessError) as exc:
-        pytest.skip(f"Triton cannot be had from PyPI: {exc}")
+    """As it was prepared before the tests: on a slow line that takes longer than a test may."""
+    if not is_prepared():
+        pytest.skip("there is no Triton; python -m tests.triton_fixtures gets it from PyPI")
+    return FOLDER
 
 
 @pytest.fixture(scope="session")
@@ -181,4 +195,7 @@ def revised_tiny(exported_tiny: Bundle, tmp_path: Path) -> Bundle:
 
 
 if __name__ == "__main__":
-    print(prepare_environment())
+    try:
+        print(prepare_environment())
+    except (OSError, subprocess.SubprocessError) as exc:
+        sys.exit(f"Triton cannot be had from PyPI: {exc}")

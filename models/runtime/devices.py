@@ -7,7 +7,7 @@ import re
 
 from models.errors import RuntimeUnavailable
 
-CPU = "cpu"
+CPU, CUDA = "cpu", "cuda"
 _DRIVER = "libcuda.so.1"
 
 

@@ -27,10 +27,12 @@ class GraphRuntime(ABC):
     def __init__(self, manifest: Manifest, buckets: tuple[int, ...]) -> None:
         self.buckets = buckets
         self.specs = graph_specs(manifest)
+        self.sizes = dict.fromkeys(self.specs, buckets)
+        """Row counts of the calls of each graph, ascending; a subclass may have others than `buckets`."""
 
     @abstractmethod
     def _run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """The outputs of `graph` by name for inputs of one bucket's size."""
+        """The outputs of `graph` by name for inputs of one of its sizes."""
 
     def encode(self, images: Pixels) -> Integers:
         """Token indices i64 (B, h, w) of pictures u8 (B, H, W, 3)."""
@@ -59,23 +61,23 @@ class GraphRuntime(ABC):
         return 0
 
     def warm_up(self) -> None:
-        """Run every graph in every bucket once, so that the first request meets no slow start."""
-        self._warm(self.buckets)
+        """Run every graph in every size once, so that the first request meets no slow start."""
+        for graph in self.specs:
+            self._warm(graph, self.sizes[graph])
 
-    def _warm(self, buckets: tuple[int, ...]) -> None:
-        """Run every graph once in each of `buckets`."""
-        for spec in self.specs.values():
-            for rows in buckets:
-                self._run(spec.name, plausible(spec, rows))
+    def _warm(self, graph: str, sizes: tuple[int, ...]) -> None:
+        """Run `graph` once in each of `sizes`."""
+        for rows in sizes:
+            self._run(graph, plausible(self.specs[graph], rows))
 
     def _in_buckets(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """`graph` over all rows, in calls padded to bucket sizes by repeating the last row."""
-        rows, largest = len(next(iter(inputs.values()))), self.buckets[-1]
+        """`graph` over all rows, in calls padded to its sizes by repeating the last row."""
+        rows, largest = len(next(iter(inputs.values()))), self.sizes[graph][-1]
         parts = []
         for start in range(0, rows, largest):
             chunk = {name: x[start : start + largest] for name, x in inputs.items()}
             count = min(largest, rows - start)
-            size = bucket_for(count, self.buckets)
+            size = bucket_for(count, self.sizes[graph])
             outputs = self._run(graph, {name: _padded(x, size) for name, x in chunk.items()})
             parts.append({name: x[:count] for name, x in outputs.items()})
         if len(parts) == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import re
 import sys
@@ -13,12 +14,19 @@ from models.bundle import Bundle
 from models.errors import MaskBitError, RuntimeUnavailable, first_line
 from models.runtime.base import Runtime
 from models.runtime.devices import CPU, place_of
+from models.runtime.number_range import keeps_in_range
+from models.runtime.triton_models import DEADLINE_S, TIMEOUT_S
 
+log = logging.getLogger(__name__)
+TRITON = "triton"
 TRITON_VARIABLE = "MASKBIT_TRITON_URL"
-RUNTIMES = ("auto", "torch", "onnx", "tensorrt", "triton", "noop")
-# What `auto` tries, fastest first as measured: docs/runtimes.md has the numbers.
+RUNTIMES = ("auto", "torch", "onnx", "tensorrt", TRITON, "noop")
+# What `auto` tries, in this order. On a GPU it is expected from how they compute, and not measured.
 _ON_CUDA = ("tensorrt", "torch", "onnx")
+# Both are near each other: onnx is faster for tokenizers and single pictures, torch steps faster in batches.
 _ON_CPU = ("onnx", "torch")
+# What `auto` takes for a generator whose numbers do not fit into a precision.
+_WIDER = {"fp16": ("bf16", "fp32"), "bf16": ("fp32",)}
 _NO_MEMORY = re.compile(r"out of memory|bad.?alloc|allocate memory", re.IGNORECASE)
 _EXTRAS = {"torch": "cpu", "onnxruntime": "onnx", "tensorrt": "tensorrt", "tritonclient": "triton"}
 
@@ -27,7 +35,8 @@ _EXTRAS = {"torch": "cpu", "onnxruntime": "onnx", "tensorrt": "tensorrt", "trito
 class Wish:
     """How a runtime is to compute.
 
-    `threads` on a CPU, 0 = the runtime's own choice; `triton_url` is grpc://host:8001 or http://host:8000.
+    `threads` on a CPU, 0 = the runtime's own choice; `triton_url` is grpc://host:8001 or http://host:8000,
+    the two times are those of TritonRuntime.
     """
 
     device: str = "auto"
@@ -35,6 +44,8 @@ class Wish:
     strict: bool = False
     threads: int = 0
     triton_url: str | None = None
+    triton_timeout_s: float = TIMEOUT_S
+    triton_deadline_s: float = DEADLINE_S
 
 
 @dataclass(frozen=True)
@@ -100,8 +111,13 @@ def _candidates(wish: Wish) -> list[tuple[str, str]]:
 
     A Triton whose address was given was meant; the CPU is left out where a GPU was asked for by name.
     """
-    place = place_of(wish.device)
-    found = [("triton", wish.triton_url)] if wish.triton_url else []
+    found = [(TRITON, wish.triton_url)] if wish.triton_url else []
+    try:
+        place = place_of(wish.device)
+    except RuntimeUnavailable:
+        if not found:
+            raise
+        return found
     if place != CPU:
         found += [(name, place) for name in _ON_CUDA]
     if place == CPU or wish.device == "auto":
@@ -112,7 +128,7 @@ def _candidates(wish: Wish) -> list[tuple[str, str]]:
 def _prepared(bundle: Bundle, name: str, wish: Wish, prepare: Callable[[Runtime], None]) -> Runtime:
     """A runtime that `prepare` was done with. Raises MaskBitError, whatever the cause."""
     try:
-        runtime = _LOADERS[name](bundle, wish)
+        runtime = _in_range(bundle, name, wish)
         prepare(runtime)
     except MaskBitError:
         raise
@@ -122,16 +138,44 @@ def _prepared(bundle: Bundle, name: str, wish: Wish, prepare: Callable[[Runtime]
             f"the package {exc.name} is missing: pip install 'maskbit-serve[{extra}]'"
         ) from exc
     except Exception as exc:
-        raise RuntimeUnavailable(_cause(exc, wish.device)) from exc
+        place = "the machine" if wish.device == "auto" else wish.device
+        raise RuntimeUnavailable(_cause(exc, place)) from exc
     return runtime
 
 
-def _cause(error: Exception, device: str) -> str:
+def _in_range(bundle: Bundle, name: str, wish: Wish) -> Runtime:
+    """A runtime in a precision that holds the generator's numbers, for `auto` the next wider one that does.
+
+    Raises RuntimeUnavailable, which names those that are left, if there is none.
+    """
+    config = bundle.manifest.generator
+    runtime = _LOADERS[name](bundle, wish)
+    narrow = runtime.precision
+    if config is None or narrow not in _WIDER or keeps_in_range(runtime, config):
+        return runtime
+    del runtime
+    reasons = [f"this generator's numbers do not fit into {narrow}"]
+    for wider in _WIDER[narrow] if wish.precision == "auto" else ():
+        free_memory()
+        try:
+            runtime = _LOADERS[name](bundle, replace(wish, precision=wider))
+        except RuntimeUnavailable as exc:
+            reasons.append(f"{wider}: {exc}")
+            continue
+        if wider not in _WIDER or keeps_in_range(runtime, config):
+            log.warning("%s computes in %s: %s", name, wider, reasons[0])
+            return runtime
+        del runtime
+    reasons.append(f"use --precision {' or '.join(_WIDER[narrow])}")
+    raise RuntimeUnavailable("; ".join(reasons))
+
+
+def _cause(error: Exception, place: str) -> str:
     """What a library's error means; each has errors of its own where memory does not suffice."""
     reason = first_line(error)
     if isinstance(error, MemoryError) or _NO_MEMORY.search(reason):
         return (
-            f"the memory of {device} does not suffice ({reason}); free some, or choose another --precision, "
+            f"the memory of {place} does not suffice ({reason}); free some, or choose another --precision, "
             "--device or --runtime"
         )
     return f"it does not start: {reason}"
@@ -168,7 +212,14 @@ def _triton(bundle: Bundle, wish: Wish) -> Runtime:
         raise RuntimeUnavailable(
             f"the runtime triton needs a server: set {TRITON_VARIABLE} to grpc://host:8001 or http://host:8000"
         )
-    return TritonRuntime(bundle, url=wish.triton_url, precision=wish.precision, strict=wish.strict)
+    return TritonRuntime(
+        bundle,
+        url=wish.triton_url,
+        precision=wish.precision,
+        strict=wish.strict,
+        timeout_s=wish.triton_timeout_s,
+        deadline_s=wish.triton_deadline_s,
+    )
 
 
 def _noop(bundle: Bundle, wish: Wish) -> Runtime:
@@ -181,6 +232,6 @@ _LOADERS: dict[str, Callable[[Bundle, Wish], Runtime]] = {
     "torch": _torch,
     "onnx": _onnx,
     "tensorrt": _tensorrt,
-    "triton": _triton,
+    TRITON: _triton,
     "noop": _noop,
 }

@@ -60,8 +60,9 @@ class OnnxRuntime(GraphRuntime):
         self._buffers: dict[tuple[str, int], _Buffers] = {}
 
     def warm_up(self) -> None:
-        """Run the graphs once, on a GPU in every bucket: it chooses its kernels for each size."""
-        self._warm(self.buckets[:1] if self.device_name == CPU else self.buckets)
+        """Run the graphs once, on a GPU in every size: it chooses its kernels for each."""
+        for graph, sizes in self.sizes.items():
+            self._warm(graph, sizes[:1] if self.device_name == CPU else sizes)
 
     def _run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         rows = len(next(iter(inputs.values())))

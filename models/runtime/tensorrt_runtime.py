@@ -54,17 +54,15 @@ class TensorRTRuntime(GraphRuntime):
                 )
                 for graph, spec in self.specs.items()
             }
+            self.sizes = {
+                graph: tuple(rows for rows in self.buckets if rows <= plan.rows[-1]) or self.buckets
+                for graph, plan in self._plans.items()
+            }
             self._scratch = self._lane.memory(max(plan.scratch_bytes for plan in self._plans.values()))
         self._replays: dict[tuple[str, int], Replay] = {}
 
     def _run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        rows = len(next(iter(inputs.values())))
-        size = min(rows, self._plans[graph].rows[-1])
-        parts = [
-            self._replay(graph, size)({name: x[start : start + size] for name, x in inputs.items()})
-            for start in range(0, rows, size)
-        ]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return self._replay(graph, len(next(iter(inputs.values()))))(inputs)
 
     def _replay(self, graph: str, rows: int) -> Replay:
         replay = self._replays.get((graph, rows))

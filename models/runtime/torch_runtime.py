@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
@@ -15,7 +16,7 @@ from torch import Tensor
 from models.bundle import GENERATOR_WEIGHTS, TOKENIZER_WEIGHTS, Bundle
 from models.checkpoint import load_into, read_weights
 from models.config import GeneratorConfig
-from models.errors import RuntimeUnavailable
+from models.errors import RuntimeUnavailable, first_line
 from models.generator import Generator
 from models.networks import build_generator, build_tokenizer
 from models.runtime import onednn
@@ -23,6 +24,7 @@ from models.runtime.base import (
     CPU_BUCKETS,
     CUDA_BUCKETS,
     STRICT_BUCKET,
+    TOKENIZER_ROWS,
     Floats,
     Integers,
     Pixels,
@@ -31,7 +33,9 @@ from models.runtime.base import (
     bucket_for,
 )
 from models.runtime.cuda_graphs import CudaGraphs
+from models.runtime.graph_runtime import plausible
 from models.sampler import StepInputs, step
+from models.signature import STEP, graph_specs
 
 log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -51,16 +55,24 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+# The settings are the process's: a thread that leaves would change them under one that is still inside.
+_ARITHMETIC = threading.RLock()
+
+
 @contextmanager
 def float32_arithmetic(*, tf32: bool) -> Iterator[None]:
-    """Whether CUDA rounds the factors of fp32 products and convolutions to TF32; a CPU never does."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    """Whether CUDA rounds the factors of fp32 products and convolutions to TF32; a CPU never does.
+
+    One thread at a time is inside; a GPU works on what it was given after the end of the block.
+    """
+    with _ARITHMETIC:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        try:
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
 
 def full_precision() -> AbstractContextManager[None]:
@@ -89,7 +101,8 @@ class TorchRuntime:
             raise RuntimeUnavailable(f"precision is {precision!r}; allowed are auto, {', '.join(DTYPES)}")
         usual_buckets: tuple[int, ...] = CUDA_BUCKETS if self.device.type == "cuda" else CPU_BUCKETS
         self.buckets = (STRICT_BUCKET,) if strict else usual_buckets
-        manifest = bundle.manifest
+        self._tokenizer_buckets = tuple(rows for rows in self.buckets if rows <= TOKENIZER_ROWS)
+        manifest = self._manifest = bundle.manifest
         self.image_size, self.grid = manifest.image_size, manifest.grid
         self.tokenizer = build_tokenizer(manifest.tokenizer)
         self._prepare(self.tokenizer, bundle, TOKENIZER_WEIGHTS)
@@ -118,14 +131,18 @@ class TorchRuntime:
         """Token indices i64 (B, h, w) of pictures u8 (B, H, W, 3)."""
         pixels = self._sent(images).permute(0, 3, 1, 2).float() / 255
         with full_precision():
-            indices = self._bucketed(lambda x: self.tokenizer.encode(x).indices, pixels)
+            indices = self._bucketed(
+                lambda x: self.tokenizer.encode(x).indices, pixels, buckets=self._tokenizer_buckets
+            )
         return indices.cpu().numpy()
 
     @torch.inference_mode()
     def decode(self, indices: Integers) -> Pixels:
         """Pictures u8 (B, H, W, 3) of token indices i64 (B, h, w)."""
         with full_precision():
-            pixels = self._bucketed(self.tokenizer.decode_indices, self._sent(indices))
+            pixels = self._bucketed(
+                self.tokenizer.decode_indices, self._sent(indices), buckets=self._tokenizer_buckets
+            )
         # round-to-nearest of the clamped picture, as PNG writers of [0, 1] floats do
         return (pixels.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
@@ -157,16 +174,16 @@ class TorchRuntime:
         return self.generator.config
 
     def _logits(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        return self._bucketed(self._network, tokens, labels)
+        return self._bucketed(self._network, tokens, labels, buckets=self.buckets)
 
-    def _bucketed(self, network: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """`network` over all rows of `inputs`, in calls padded to bucket sizes by repeating the last row."""
-        rows, largest = len(inputs[0]), self.buckets[-1]
+    def _bucketed(self, network: Callable[..., Tensor], *inputs: Tensor, buckets: tuple[int, ...]) -> Tensor:
+        """`network` over all rows of `inputs`, in calls padded to `buckets` by repeating the last row."""
+        rows, largest = len(inputs[0]), buckets[-1]
         parts = []
         for start in range(0, rows, largest):
             chunk = [x[start : start + largest] for x in inputs]
             count = len(chunk[0])
-            missing = bucket_for(count, self.buckets) - count
+            missing = bucket_for(count, buckets) - count
             if missing:
                 chunk = [torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) for x in chunk]
             parts.append(network(*chunk)[:count])
@@ -184,31 +201,44 @@ class TorchRuntime:
     def warm_up(self) -> None:
         """Run every bucket once, so that the first request meets no slow start.
 
-        Buckets that a GPU has no memory for are given up. Raises RuntimeUnavailable where the generator's
-        precision cannot hold its logits.
+        Buckets that a GPU has no memory for are given up, those of the tokenizer apart from the generator's.
         """
-        # A GPU builds its kernels and graphs per shape; a CPU has only its thread pool to start.
-        for rows in self.buckets if self.device.type == "cuda" else self.buckets[:1]:
-            try:
-                self._warm(rows)
-            except torch.OutOfMemoryError as exc:
-                if rows == self.buckets[0]:
-                    raise
-                self.buckets = tuple(bucket for bucket in self.buckets if bucket < rows)
-                log.warning("%s holds batches of at most %d rows: %s", self.device, self.buckets[-1], exc)
-                torch.cuda.empty_cache()
-                return
+        if self.device.type == "cuda":
+            # A GPU builds its kernels and graphs per shape.
+            self._tokenizer_buckets = self._held(self._tokenizer_buckets, self._warm_tokenizer)
+            self.buckets = self._held(self.buckets, self._warm_generator)
+        else:
+            # A CPU has only its thread pool to start.
+            self._warm_tokenizer(self.buckets[0])
+            self._warm_generator(self.buckets[0])
 
-    @torch.inference_mode()
-    def _warm(self, rows: int) -> None:
+    def _held(self, buckets: tuple[int, ...], warm: Callable[[int], None]) -> tuple[int, ...]:
+        """Those of `buckets` that `warm` finds memory for. Raises torch.OutOfMemoryError if there is none."""
+        # The largest first: a smaller graph can use its memory again, while a larger one needs other memory.
+        held = tuple(rows for rows in reversed(buckets) if self._holds(rows, warm))[::-1]
+        if not held:
+            raise torch.OutOfMemoryError(f"CUDA out of memory: {self.device} holds no batch of {buckets[0]}")
+        if held != buckets:
+            log.warning("%s holds batches of at most %d rows", self.device, held[-1])
+        return held
+
+    def _holds(self, rows: int, warm: Callable[[int], None]) -> bool:
+        try:
+            warm(rows)
+            return True
+        except torch.OutOfMemoryError as exc:
+            log.info("%s has no memory for %d rows: %s", self.device, rows, first_line(exc))
+        # Not earlier, for the error's frames hold on to tensors.
+        torch.cuda.empty_cache()
+        return False
+
+    def _warm_tokenizer(self, rows: int) -> None:
         side = self.image_size
         self.decode(self.encode(np.zeros((rows, side, side, 3), dtype=np.uint8)))
+
+    def _warm_generator(self, rows: int) -> None:
         if self.generator is not None:
-            config = self.generator.config
-            shape = (rows, config.num_tokens, config.codebook_splits)
-            tokens = torch.full(shape, config.group_codes, device=self.device)
-            labels = torch.zeros(rows, dtype=torch.int64, device=self.device)
-            if not self._logits(tokens, labels).isfinite().all():
-                raise RuntimeUnavailable(
-                    f"this generator's numbers do not fit into {self.precision}; use --precision bf16 or fp32"
-                )
+            # Without guidance, with which a row would be two of the network's.
+            scales = np.zeros(rows, dtype=np.float32)
+            given = plausible(graph_specs(self._manifest)[STEP], rows)
+            self.step(StepBatch(**given, guidance_scale=scales))

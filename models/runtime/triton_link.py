@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -65,12 +67,15 @@ class Address:
 
 
 class Link:
-    """A connection, for the thread that opens it; every call raises TritonTrouble after `timeout_s`.
+    """A connection, for the thread that opens it.
+
+    Every call raises TritonTrouble after `timeout_s`, and from `until` on, a time of the monotonic clock;
+    what has begun over HTTP then goes on for its `timeout_s`.
 
     `region`, once `share` has succeeded, is memory through which arrays go instead of the connection.
     """
 
-    def __init__(self, address: Address, timeout_s: float) -> None:
+    def __init__(self, address: Address, timeout_s: float, until: float = math.inf) -> None:
         try:
             self._library = import_module(f"tritonclient.{address.scheme}")
             self._errors = (import_module("tritonclient.utils").InferenceServerException, *_foreign(address))
@@ -80,11 +85,12 @@ class Link:
             ) from exc
         self.region: Region | None = None
         # gRPC takes the time limit with every call, the HTTP client at its beginning.
-        self._limit: dict[str, float] = {}
+        self._timeout_s, self.until = timeout_s, until
+        self._each_call = address.scheme == "grpc"
         self._as_json: dict[str, bool] = {}
         options: dict[str, Any] = {"connection_timeout": timeout_s, "network_timeout": timeout_s}
         if address.scheme == "grpc":
-            self._limit, self._as_json = {"client_timeout": timeout_s}, {"as_json": True}
+            self._as_json = {"as_json": True}
             # Of its own, so that no earlier connection's waiting time after a failure holds for this one.
             own = ("grpc.use_local_subchannel_pool", 1)
             unbounded = [(f"grpc.max_{way}_message_length", -1) for way in ("send", "receive")]
@@ -96,7 +102,7 @@ class Link:
         """Raise TritonTrouble unless the server is there."""
         try:
             with self._translated():
-                live = self._client.is_server_live(**self._limit)
+                live = self._client.is_server_live(**self._limit())
         except TritonTrouble as exc:
             raise TritonTrouble(
                 f"it cannot be reached ({exc}); is it running, is the address right?"
@@ -107,13 +113,13 @@ class Link:
     def is_ready(self, model: str, version: int) -> bool:
         """Whether a version of a model can be run."""
         with self._translated():
-            return bool(self._client.is_model_ready(model, str(version), **self._limit))
+            return bool(self._client.is_model_ready(model, str(version), **self._limit()))
 
     def config(self, model: str) -> Config | None:
         """The configuration of a model, as JSON, None where there is no such model."""
         try:
             with self._translated():
-                reply = self._client.get_model_config(model, **self._as_json, **self._limit)
+                reply = self._client.get_model_config(model, **self._as_json, **self._limit())
         except TritonTrouble as exc:
             if exc.missing:
                 return None
@@ -130,7 +136,7 @@ class Link:
         region = Region(size)
         try:
             with self._translated():
-                self._client.register_system_shared_memory(region.name, region.key, size, **self._limit)
+                self._client.register_system_shared_memory(region.name, region.key, size, **self._limit())
             self._forget_orphans()
         except TritonTrouble:
             region.close()
@@ -140,13 +146,13 @@ class Link:
     def _forget_orphans(self) -> None:
         """Let the server unmap the regions of clients that have ended or given them up."""
         with self._translated():
-            known = self._client.get_system_shared_memory_status(**self._as_json, **self._limit)
+            known = self._client.get_system_shared_memory_status(**self._as_json, **self._limit())
         regions = known.get("regions", {}).values() if self._as_json else known
         for region in regions:
             if region["name"].startswith(PREFIX) and is_orphan(region["key"]):
                 # One that a request still writes to is refused, and left to the next client.
                 with suppress(TritonTrouble), self._translated():
-                    self._client.unregister_system_shared_memory(region["name"], **self._limit)
+                    self._client.unregister_system_shared_memory(region["name"], **self._limit())
 
     def infer(
         self, model: str, version: int, spec: GraphSpec, inputs: Mapping[str, Array]
@@ -165,11 +171,20 @@ class Link:
             shapes = [((rows, *one.shape), np.dtype(one.dtype)) for one in spec.outputs]
             views = self.region.lay_out(sent, arrays, asked, shapes)
         with self._translated():
-            reply = self._client.infer(model, sent, model_version=str(version), outputs=asked, **self._limit)
+            reply = self._client.infer(
+                model, sent, model_version=str(version), outputs=asked, **self._limit()
+            )
         if views is None:
             views = [reply.as_numpy(one.name) for one in spec.outputs]
         # Copies, since the next call writes over the region, and those of gRPC are read-only.
         return {one.name: np.array(view) for one, view in zip(spec.outputs, views, strict=True)}
+
+    def _limit(self) -> dict[str, float]:
+        """What a call is to be told of its time. Raises TritonTrouble if there is none left."""
+        left = self.until - time.monotonic()
+        if left <= 0:
+            raise TritonTrouble("no time is left")
+        return {"client_timeout": min(self._timeout_s, left)} if self._each_call else {}
 
     def close(self) -> None:
         """Give up the region, of which the next client tells the server."""

@@ -34,9 +34,8 @@ class Region:
         self.name = f"{PREFIX}{uuid.uuid4().hex}"
         self.key = f"/{self.name}"
         self._path = _FOLDER / self.name
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        self._file = _locked(self._path)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX)
             # Reserved now: a page that cannot be had later would end the process.
             os.posix_fallocate(self._file, 0, size)
             self._map = mmap.mmap(self._file, size)
@@ -61,6 +60,17 @@ class Region:
         for place, array in zip(places, arrays, strict=False):
             place[...] = array
         return places[len(arrays) :]
+
+
+def _locked(path: Path) -> int:
+    """A new file at `path`, open and locked."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file).st_nlink:
+            return file
+        # Another process took it for left behind before it was locked.
+        os.close(file)
 
 
 def _drop(path: Path, file: int) -> None:

@@ -11,6 +11,8 @@ from models.bundle import Bundle
 from models.errors import ConfigError, RuntimeUnavailable
 from models.signature import GraphSpec, TensorSpec, graph_specs
 
+TIMEOUT_S, DEADLINE_S = 60.0, 120.0
+"""Of one try of a call, and of a call with all its tries, if nothing else is asked for."""
 GRAPH = "maskbit.graph"
 _BUNDLE, _PRECISION = "maskbit.bundle.", "maskbit.precision."
 _TYPES = {"uint8": "UINT8", "int64": "INT64", "float32": "FP32"}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import numpy as np
 
 from models.bundle import Bundle
 from models.errors import RuntimeLost, RuntimeUnavailable
@@ -16,11 +15,10 @@ from models.runtime.base import STRICT_BUCKET
 from models.runtime.graph_runtime import Array, GraphRuntime
 from models.runtime.triton_link import Address, Link, TritonTrouble
 from models.runtime.triton_memory import region_size
-from models.runtime.triton_models import Served, find_models, model_name
+from models.runtime.triton_models import DEADLINE_S, TIMEOUT_S, Served, find_models, model_name
 
 log = logging.getLogger(__name__)
 
-TIMEOUT_S, DEADLINE_S = 30.0, 45.0  # a worker counts as stuck after 60 s without a step
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 
 
@@ -36,9 +34,10 @@ class Session:
 class TritonRuntime(GraphRuntime):
     """Runtime of a bundle whose models, from `maskbit export triton`, a Triton at `url` serves.
 
-    A call that fails because the server is away is repeated for `deadline_s`; one try takes `timeout_s` at
-    most. Every call names the version that computes this very bundle, so that a server that goes over to
-    another revision gives no wrong answer. Arrays go through shared memory where the server finds it. With
+    A call that fails because the server is away or slow is repeated for `deadline_s`; one try takes
+    `timeout_s` at most, and no longer than is left, but that what has begun over HTTP may be late by
+    `timeout_s`. Every call names the version that computes this very bundle, so that a server that goes over
+    to another revision gives no wrong answer. Arrays go through shared memory where the server finds it. With
     `strict` the models must be of one batch size, the same for all.
 
     Raises RuntimeUnavailable when the server cannot be reached, serves something else or refuses a call;
@@ -69,7 +68,7 @@ class TritonRuntime(GraphRuntime):
             raise RuntimeUnavailable(f"Triton at {self._address}: {exc}") from exc
         # A server that comes back must serve the same.
         self.precision, self.buckets = served.precision, max(served.rows.values())
-        self._most = {graph: rows[-1] for graph, rows in served.rows.items()}
+        self.sizes = dict(served.rows)
         if strict and set(served.rows.values()) != {(STRICT_BUCKET,)}:
             raise RuntimeUnavailable(
                 f"Triton at {self._address} batches rows of all clients, so tokens are not bit-equal; "
@@ -77,8 +76,9 @@ class TritonRuntime(GraphRuntime):
             )
 
     def warm_up(self) -> None:
-        """Run every graph once; the server warms all buckets itself when it starts."""
-        self._warm(self.buckets[:1])
+        """Run every graph once; the server warms all sizes itself when it starts."""
+        for graph, sizes in self.sizes.items():
+            self._warm(graph, sizes[:1])
 
     def close(self) -> None:
         """Let go of the connection and of shared memory."""
@@ -87,22 +87,12 @@ class TritonRuntime(GraphRuntime):
             self._session = None
 
     def _run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        rows, most = len(next(iter(inputs.values()))), self._most[graph]
-        if rows <= most:
-            return self._insist(graph, inputs)
-        parts = [
-            self._insist(graph, {name: x[start : start + most] for name, x in inputs.items()})
-            for start in range(0, rows, most)
-        ]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-    def _insist(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The outputs of one call, repeated as long as the server may come back."""
         give_up = time.monotonic() + self._deadline_s
         pause, refusals = FIRST_PAUSE_S, 0
         while True:
             try:
-                return self._try(graph, inputs)
+                return self._try(graph, inputs, give_up)
             except (TritonTrouble, RuntimeUnavailable) as exc:
                 self.close()
                 # What a server refuses is tried once more: one that was restarted knows no shared memory.
@@ -117,20 +107,21 @@ class TritonRuntime(GraphRuntime):
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
-    def _try(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        session = self._connected()
+    def _try(self, graph: str, inputs: Mapping[str, Array], give_up: float) -> dict[str, Array]:
+        session = self._connected(give_up)
+        session.link.until = give_up
         model = model_name(self._bundle.manifest.name, graph)
         return session.link.infer(model, session.served.number, self.specs[graph], inputs)
 
-    def _connected(self) -> Session:
+    def _connected(self, until: float = math.inf) -> Session:
         """A session of this thread: the HTTP client's connections are of use to the one that opened them."""
         if self._session is None or self._session.thread != threading.get_ident():
             self.close()
-            self._session = self._connect()
+            self._session = self._connect(until)
         return self._session
 
-    def _connect(self) -> Session:
-        link = Link(self._address, self._timeout_s)
+    def _connect(self, until: float) -> Session:
+        link = Link(self._address, self._timeout_s, until)
         link.check_live()
         served = find_models(link, self._bundle, self.precision)
         way = self._share(link, served) if self._share_memory else "over the connection"

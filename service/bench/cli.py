@@ -35,7 +35,7 @@ def bench_models(
     rounds: Annotated[int, typer.Option(min=1, help="Times that each is measured, in turns.")] = 3,
     clock: Annotated[str, typer.Option(help="wall, or cpu for processor time on a shared machine.")] = "wall",
     keep: Annotated[
-        Path | None, typer.Option(help="New folder for the bundle with random weights, to export it.")
+        Path | None, typer.Option(help="Folder for the bundle with random weights, to export it; reused.")
     ] = None,
 ) -> None:
     """Speed of the runtimes beside the published way: tokenize, detokenize, a step, whole pictures."""

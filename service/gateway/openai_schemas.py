@@ -146,36 +146,47 @@ class ImagesAnswer(Answer):
 class RuntimeCard(Answer):
     """How far one runtime is from torch fp32: `passed`, `failed` or `unavailable` where it was measured.
 
-    Shares of 1 that are equal: bits of encoded pictures, groups after a step from one and the same state (at
-    the worst step), and groups after all steps of pictures on their own way.
+    Shares of 1 that are equal: bits of encoded pictures; groups after a step from one and the same state (at
+    the worst step), `step_drawn` of those drawn in it; and groups after all steps of pictures on their own
+    way. Times are milliseconds a picture. `reason` names what is below its threshold.
     """
 
     runtime: str
     precision: str
     verdict: str
     device: str | None = None
+    reason: str | None = None
     encode_bits: float | None = None
     decode_psnr_db: float | None = None
     step_tokens: float | None = None
+    step_drawn: float | None = None
     trace_tokens: float | None = None
     logit_error: float | None = None
+    encode_ms: float | None = None
+    decode_ms: float | None = None
+    step_ms: float | None = None
 
 
 class VerificationCard(Answer):
-    """What `maskbit export verify` found for this revision; `date` is in ISO 8601."""
+    """What `maskbit export verify` found for this revision; `date` is in ISO 8601.
+
+    `reference` holds the times of torch fp32 as `encode_ms`, `decode_ms` and `step_ms`.
+    """
 
     date: str
     version: str
     pictures: int
     steps: int
+    reference: dict[str, float]
     runtimes: list[RuntimeCard]
 
     @classmethod
     def of(cls, report: Verification) -> VerificationCard:
-        """The report without its times and reasons."""
+        """The report as far as it says nothing of the machine's files: of reasons, the missed thresholds."""
         cards = []
         for one in report.runtimes:
             found = asdict(one) | (asdict(one.numbers) if one.numbers else {})
+            found["reason"] = "; ".join(one.missed()) or None
             known = {name: found[name] for name in RuntimeCard.model_fields if found.get(name) is not None}
             cards.append(RuntimeCard(**known))
         return cls(
@@ -183,6 +194,7 @@ class VerificationCard(Answer):
             version=report.version,
             pictures=report.pictures,
             steps=report.steps,
+            reference=dict(report.reference),
             runtimes=cards,
         )
 

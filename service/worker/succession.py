@@ -14,15 +14,17 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from redis.exceptions import RedisError
 
 from models.bundle import Bundle, open_bundle
-from models.errors import first_line
-from models.runtime.loading import Wish, choose_runtime, free_memory
+from models.errors import RuntimeUnavailable, first_line
+from models.runtime.base import Runtime
+from models.runtime.devices import CPU, CUDA
+from models.runtime.loading import TRITON, Choice, Wish, choose_runtime, free_memory
 from service.jobs.consumer import Consumer
 from service.jobs.keys import Keys
 from service.jobs.redis_link import connect, describe
@@ -94,10 +96,11 @@ class Succession:
         self._winding_up = False
         # Not an Event, which a signal handler must not set while the same thread waits for it.
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._reigns: list[Reign] = []
         bundle = open_bundle(settings.bundle)
         self._watch = BundleWatch(settings.bundle, bundle)
         self._told: set[str] = set()
-        self._reigns = [Reign(bundle, self._load(bundle), bundle.revision)]
+        self._reigns.append(Reign(bundle, self._load(bundle), bundle.revision))
         self._orphans = Orphans(self._redis, bundle.manifest.name, settings.lease_s)
 
     def stop(self) -> None:
@@ -142,15 +145,8 @@ class Succession:
         if orphan:
             # Before it is loaded, so that one heir is loaded and not one in each process.
             consumer.leave()
-        wish = Wish(
-            device=settings.device,
-            precision=settings.precision,
-            strict=settings.deterministic == "strict",
-            threads=settings.threads,
-            triton_url=settings.triton_url,
-        )
-        choice = choose_runtime(bundle, settings.runtime, wish)
-        self._tell(choice.passed_over)
+        choice = choose_runtime(bundle, *self._wish())
+        self._tell(choice)
         worker = Worker(
             consumer,
             choice.runtime,
@@ -162,18 +158,51 @@ class Succession:
             observer=self._observer,
             heir_of=orphan.manifest if orphan else None,
             passed_over=choice.passed_over,
+            call_limit_s=self._call_limit_s(choice.runtime),
         )
         seconds = time.monotonic() - started
         name = choice.runtime.name
         log.info("worker %s ready with %s on %s after %.1f s", worker_id, bundle.ref, name, seconds)
         return worker
 
-    def _tell(self, passed_over: Iterable[str]) -> None:
+    def _wish(self) -> tuple[str, Wish]:
+        """The runtime to load, and how: after the first by a server or a GPU, no other kind will do.
+
+        Memory may not suffice for two revisions, but one that took over on a CPU would stay there.
+        """
+        settings = self._settings
+        wish = Wish(
+            device=settings.device,
+            precision=settings.precision,
+            strict=settings.deterministic == "strict",
+            threads=settings.threads,
+            triton_url=settings.triton_url,
+            triton_timeout_s=settings.triton_timeout_s,
+            triton_deadline_s=settings.triton_deadline_s,
+        )
+        if not self._reigns:
+            return settings.runtime, wish
+        former = self._reigns[-1].worker.info
+        if former.runtime == TRITON:
+            return TRITON, wish
+        if former.device.startswith(CUDA):
+            return settings.runtime, replace(wish, device=former.device)
+        return settings.runtime, wish
+
+    def _call_limit_s(self, runtime: Runtime) -> float:
+        """How long a call waits for a server, and the try that is under way at the end."""
+        if runtime.name != TRITON:
+            return 0.0
+        return self._settings.triton_deadline_s + self._settings.triton_timeout_s
+
+    def _tell(self, choice: Choice) -> None:
         """Log why better runtimes were passed over, each reason once in a process."""
-        for reason in passed_over:
+        # A GPU that is not used is no small matter.
+        unused = choice.runtime.device_name == CPU and any(f" on {CUDA}" in one for one in choice.passed_over)
+        for reason in choice.passed_over:
             if reason not in self._told:
                 self._told.add(reason)
-                log.info("passed over: %s", reason)
+                log.log(logging.WARNING if unused else logging.INFO, "passed over: %s", reason)
 
     def _look(self) -> None:
         """Let a new revision take over, if there is one that can be loaded."""
@@ -182,20 +211,42 @@ class Succession:
         if bundle is None:
             return
         log.info("loading %s beside %s", bundle.ref, self._watch.current.ref)
-        self._loading = True
-        try:
-            reign = Reign(bundle, self._load(bundle), bundle.revision)
-        except Exception as exc:
-            self._watch.refuse(bundle.revision, first_line(exc))
-            free_memory()
-            return
-        finally:
-            self._loading = False
+        reign = self._attempt(
+            lambda: Reign(bundle, self._load_successor(bundle), bundle.revision),
+            lambda exc: self._watch.refuse(bundle.revision, first_line(exc)),
+        )
         # A signal may have come meanwhile.
-        if not self._stopping:
+        if reign is not None and not self._stopping:
             self._watch.current = bundle
             self._reigns.append(reign)
             reign.begin(self._reign_ended)
+
+    def _load_successor(self, bundle: Bundle) -> Worker:
+        """A worker for a revision that takes over. RuntimeUnavailable if it would be slower for good."""
+        worker = self._load(bundle)
+        rows, former = worker.engine.runtime.buckets[-1], self._reigns[-1].worker
+        most = former.engine.runtime.buckets[-1]
+        if former.info.device.startswith(CUDA) and rows < most:
+            raise RuntimeUnavailable(
+                f"beside {former.info.bundle} there is memory for {rows} rows at a time, not for {most} as "
+                "there has been; free some, or start the worker anew"
+            )
+        return worker
+
+    def _attempt(self, load: Callable[[], Reign], refuse: Callable[[Exception], None]) -> Reign | None:
+        """What `load` returns; None if it raised, which `refuse` was told."""
+        reign = None
+        self._loading = True
+        try:
+            reign = load()
+        except Exception as exc:
+            refuse(exc)
+        finally:
+            self._loading = False
+        if reign is None:
+            # Not earlier, for the error's frames hold on to the weights.
+            free_memory()
+        return reign
 
     def _inherit(self) -> None:
         """Become the heir of a revision whose jobs nobody works on any more, if there is one.
@@ -210,18 +261,16 @@ class Succession:
         log.warning(
             "nobody works on the jobs of %s@%s: %s does", bundle.manifest.name, orphan.revision, bundle.ref
         )
-        self._loading = True
-        try:
-            reign = Reign(bundle, self._load(bundle, orphan), orphan.revision, heir=True)
-        except Exception as exc:
-            log.warning("they wait, since it cannot be loaded once more: %s", describe(exc))
+
+        def put_off(error: Exception) -> None:
+            log.warning("they wait, since it cannot be loaded once more: %s", describe(error))
             self._orphans.put_off()
-            free_memory()
-            return
-        finally:
-            self._loading = False
+
+        reign = self._attempt(
+            lambda: Reign(bundle, self._load(bundle, orphan), orphan.revision, heir=True), put_off
+        )
         # A signal may have come meanwhile.
-        if not self._stopping:
+        if reign is not None and not self._stopping:
             reign.worker.leave()
             self._reigns.insert(0, reign)
             reign.begin(self._reign_ended)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from models.bundle import Bundle, Manifest
-from models.errors import MaskBitError
+from models.errors import MaskBitError, RuntimeLost
 from models.runtime.base import Pixels, Runtime
 from service.errors import ServiceError, Unavailable
 from service.jobs.consumer import Consumer
@@ -37,6 +37,9 @@ UNBLOCK_EVERY_S = 0.02
 PATIENCE_S = 5.0  # for a Redis that is away when the worker ends
 # A turn hangs when it takes longer than both; the process then ends, and the queue redelivers its jobs.
 STALL_FLOOR_S = 60.0
+CALLS = (
+    5  # of a runtime in a turn, at most: steps with and without guidance, previews, pictures, and one more
+)
 STALL_FACTOR = 5  # times the longest turn so far
 STALLED = 3  # exit code
 QUIET_S = 3.0  # by then gateways have submitted again what Redis lost
@@ -59,7 +62,7 @@ class Worker:
     """Ties a consumer of the queue to an engine; `run` returns after `stop`, jobs finished or released.
 
     `heir_of`: the revision whose queue it is, if that is not the one of `bundle`. `passed_over` goes into
-    what it announces.
+    what it announces. `call_limit_s`: when a call of the runtime ends by itself, 0 where none does.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Worker:
         observer: Observer | None = None,
         heir_of: Manifest | None = None,
         passed_over: tuple[str, ...] = (),
+        call_limit_s: float = 0.0,
     ) -> None:
         self.consumer = consumer
         self.metrics = metrics
@@ -83,6 +87,8 @@ class Worker:
         self._observer = observer or NoObserver()
         self._bundle = bundle
         self._heir_of = heir_of
+        # What waits for a server is no hang.
+        self._stall_floor_s = STALL_FLOOR_S + CALLS * call_limit_s
         self.engine = Engine(runtime, bundle.manifest, table, self, metrics, observer=self._observer)
         self.info = WorkerInfo(
             bundle.ref,
@@ -122,8 +128,8 @@ class Worker:
         patience.start()
         self._end(claimers)
         # After a crash nothing is given back uncounted, since a job of this worker may have caused it: its
-        # lease ends, and it is run alone elsewhere.
-        if self._crash is None:
+        # lease ends, and it is run alone elsewhere. That a server went away is the fault of no job.
+        if self._crash is None or isinstance(self._crash, RuntimeLost):
             self._release_rest()
         self._progress.close()
         self._finisher.close()
@@ -266,7 +272,7 @@ class Worker:
             now = time.monotonic()
             if self.engine.turns != turns or self.engine.idle:
                 turns, seen_at = self.engine.turns, now
-            elif now - seen_at > max(STALL_FLOOR_S, STALL_FACTOR * self.engine.longest_turn_s):
+            elif now - seen_at > max(self._stall_floor_s, STALL_FACTOR * self.engine.longest_turn_s):
                 # The engine's thread hangs in the model, so no exception can end this process.
                 log.critical("no step ended for %.0f s; the worker ends, its leases with it", now - seen_at)
                 os._exit(STALLED)
