@@ -397,7 +397,7 @@ def test_too_little_memory_at_warm_up_is_one_line(exported_fruit: Bundle) -> Non
         "    def warm_up(self):\n"
         "        pages = int(open('/proc/self/statm').read().split()[0])\n"
         "        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize(),) * 2)\n"
-        "        self._warm((32,))\n"
+        "        self._warm('decode', (32,))\n"
         "loading._LOADERS['onnx'] = lambda bundle, wish: Poor(bundle, device='cpu', threads=1)\n"
         "try:\n"
         "    loading.choose_runtime(open_bundle(sys.argv[1]), 'onnx')\n"

@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,7 +90,7 @@ def start(redis_url: str, machine: Machine) -> Iterator[Callable[..., Succession
     """Start a worker process in a thread."""
     running: list[tuple[Succession, threading.Thread]] = []
 
-    def one(**settings: str) -> Succession:
+    def one(**settings: Any) -> Succession:
         worker = Succession(
             Settings(redis_url=redis_url, bundle=str(machine.folder), **settings), WorkerMetrics(), None
         )
