@@ -49,10 +49,14 @@ class Reign:
     bundle: Bundle
     worker: Worker
     revision: str
-    heir: bool = False
     entered: bool = False
     over: bool = False
     crash: BaseException | None = None
+
+    @property
+    def heir(self) -> bool:
+        """Whether the jobs are those of another revision than the weights."""
+        return self.revision != self.bundle.revision
 
     def begin(self, ended: Callable[[], None]) -> None:
         """Start the thread, which calls `ended` at its end."""
@@ -202,7 +206,7 @@ class Succession:
         )
         self._loading = True
         try:
-            reign = Reign(bundle, self._load(bundle, orphan), orphan.revision, heir=True)
+            reign = Reign(bundle, self._load(bundle, orphan), orphan.revision)
         except Exception as exc:
             log.warning("they wait, since it cannot be loaded once more: %s", describe(exc))
             self._orphans.put_off()
