@@ -87,9 +87,8 @@ class Manifest:
 
     @property
     def _meaning(self) -> tuple[object, ...]:
-        generator = self.generator
-        steps = generator.num_tokens * generator.codebook_splits if generator else 0
-        return self.image_size, self.grid, self.tokenizer.num_codes, self.class_names, steps
+        groups = self.generator.num_groups if self.generator else 0
+        return self.image_size, self.grid, self.tokenizer.num_codes, self.class_names, groups
 
     @property
     def _tokenizer_digest(self) -> str:

@@ -155,6 +155,11 @@ class GeneratorConfig:
         return self.grid**2
 
     @property
+    def num_groups(self) -> int:
+        """The bit groups of a picture, N m: the most steps that drawing one can take."""
+        return self.num_tokens * self.codebook_splits
+
+    @property
     def group_bits(self) -> int:
         """b, the bits of a group."""
         return self.bits // self.codebook_splits

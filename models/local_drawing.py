@@ -23,7 +23,7 @@ def sampling_of(bundle: Bundle, options: dict[str, Any]) -> SamplingConfig:
     """The bundle's sampling parameters with `options` put over them. Raises ConfigError, InputError."""
     config = generator_of(bundle.manifest)
     sampling = replace(bundle.manifest.sampling, **options)
-    plan_steps(sampling, config.num_tokens * config.codebook_splits)
+    plan_steps(sampling, config.num_groups)
     return sampling
 
 

@@ -199,6 +199,15 @@ def test_an_unknown_job_is_lost_unless_redis_had_lost_its_result() -> None:
     assert verdict.excused == {"jobs that had ended before Redis lost their results": 1}
 
 
+def test_a_job_may_be_unknown_for_a_while_if_redis_was_emptied_after_it_had_been_sent() -> None:
+    """Its client heard of the acceptance only after that."""
+    story = [asked(), accepted(6.0), Missing(6.1, 1, "a" * 32), recorded(7.0), answered(7.1)]
+    assert broken(*story) == {"lost"}
+    assert broken(*story, Loss(5.0, 5.8, wiped=True)) == {"lost"}
+    assert broken(*story, Loss(5.0, 5.95, wiped=True)) == set()
+    assert broken(*story, Loss(6.2, 6.3, wiped=True)) == {"lost"}
+
+
 def test_a_waiting_job_that_redis_lost_is_held_against_its_gateway_if_that_lived() -> None:
     story: list[Event] = [asked(), accepted(), Loss(5.0, 5.5, wiped=True), answered(20.0, UNKNOWN)]
 

@@ -77,7 +77,7 @@ class Rules:
         seen = self._seen
         for missing in only(seen.events, Missing):
             accepted = seen.accepted[missing.id]
-            if not seen.lost_between(accepted.t, missing.t):
+            if not seen.job_lost(accepted, missing.t):
                 yield f"{seen.name(missing.id)} was unknown though Redis had lost nothing"
         for job_id, accepted in seen.accepted.items():
             states = {answer.state for answer in seen.answered[job_id]}

@@ -35,10 +35,19 @@ class Evidence:
 
     def lost_between(self, start: float, end: float) -> bool:
         """Whether Redis lost something known at `start` before `end`."""
-        return any(
-            start <= loss.until and end >= loss.t and (loss.wiped or start >= loss.t - TAIL_S)
-            for loss in self.losses
-        )
+        return any(self._may_hit(loss, start, start) and loss.t <= end for loss in self.losses)
+
+    def job_lost(self, accepted: Accepted, by: float) -> bool:
+        """Whether Redis lost the job before `by`. It held it at some time between `sent` and `t`."""
+        return any(self._may_hit_job(loss, accepted) and loss.t <= by for loss in self.losses)
+
+    def _may_hit_job(self, loss: Loss, accepted: Accepted) -> bool:
+        return self._may_hit(loss, accepted.sent, accepted.t)
+
+    @staticmethod
+    def _may_hit(loss: Loss, first: float, last: float) -> bool:
+        """Whether what Redis learnt between `first` and `last` can be among what it lost."""
+        return first <= loss.until and (loss.wiped or last >= loss.t - TAIL_S)
 
     def faulted_between(self, start: float, end: float) -> bool:
         """Whether there was any fault."""
@@ -51,9 +60,7 @@ class Evidence:
     def orphaned(self, accepted: Accepted) -> bool:
         """Whether Redis lost the job when nobody was left to submit it again."""
         return any(
-            accepted.t <= loss.until
-            and (loss.wiped or accepted.t >= loss.t - TAIL_S)
-            and self.gateway_ended(accepted, loss.until + RESUBMIT_S)
+            self._may_hit_job(loss, accepted) and self.gateway_ended(accepted, loss.until + RESUBMIT_S)
             for loss in self.losses
         )
 
@@ -61,10 +68,7 @@ class Evidence:
         """Whether Redis lost the job and its deadline passed before it could be submitted again."""
         due = accepted.sent + self.asked[accepted.n].deadline_ms / 1000
         return any(
-            accepted.t <= loss.until
-            and (loss.wiped or accepted.t >= loss.t - TAIL_S)
-            and due < loss.until + RESUBMIT_S
-            for loss in self.losses
+            self._may_hit_job(loss, accepted) and due < loss.until + RESUBMIT_S for loss in self.losses
         )
 
     def result_wiped(self, job_id: str, before: float) -> bool:

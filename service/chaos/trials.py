@@ -14,6 +14,7 @@ from service.chaos.workload import plan_requests
 RATE = 28.0
 """Requests a second outside overloads: about half of what the workers can do."""
 REQUESTS_PER_POISON = 1000
+CONTROL_CALM_S = 20.0
 
 
 def whole(requests: int, faults: int, seed: int) -> Scenario:
@@ -116,6 +117,6 @@ def of_mutant(name: str, seed: int, *, control: bool = False) -> Scenario:
         shape = replace(shape, mutant=name, fsync=MUTANTS[name].fsync)
     orders = plan_requests(trial.requests, trial.seconds, seed, mix=trial.mix, steps=trial.steps)
     faults = [PlannedFault(at_s, kind, target, size=0.5) for at_s, kind, target in trial.faults]
-    return Scenario(
-        orders, faults, seed, shape, calm_s=trial.calm_s, fsync_ms=0 if control else trial.fsync_ms
-    )
+    # A control ends as soon as all is done; a mutant's run waits for what never comes.
+    calm_s = max(trial.calm_s, CONTROL_CALM_S) if control else trial.calm_s
+    return Scenario(orders, faults, seed, shape, calm_s=calm_s, fsync_ms=0 if control else trial.fsync_ms)

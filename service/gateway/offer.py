@@ -55,7 +55,7 @@ class Offer:
             num_codes=manifest.tokenizer.num_codes,
             class_names=manifest.class_names,
             sampling=manifest.sampling,
-            max_steps=generator.num_tokens * generator.codebook_splits if generator else 0,
+            max_steps=generator.num_groups if generator else 0,
             max_images=settings.max_images,
             upload_bytes=settings.upload_bytes,
         )

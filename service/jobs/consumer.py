@@ -34,6 +34,7 @@ class Consumer:
         self._link = ThreadLink(url, keys.shared, worker_id)
         self._keys = keys
         self._limits = limits
+        self._lease_ms = int(limits.lease_s * 1000)
         self.worker_id = worker_id
         self._hint_key = keys.hint(worker_id)
         self._held: dict[str, ClaimedJob] = {}
@@ -134,10 +135,11 @@ class Consumer:
         """One job whose worker was silent for a lease, begun here to run alone; to be called each lease/2."""
         pairs = [part for pair in self._cursors.items() for part in pair]
         known = [job.id for job in self.held]
-        lease_ms = int(self._limits.lease_s * 1000)
         count = len(self._cursors)
         try:
-            reply = self._run("reclaim", self.worker_id, self._hint_key, lease_ms, count, *pairs, *known)
+            reply = self._run(
+                "reclaim", self.worker_id, self._hint_key, self._lease_ms, count, *pairs, *known
+            )
         except (RedisError, OSError) as error:
             self._trouble(error)
             return None
@@ -219,11 +221,10 @@ class Consumer:
 
     def announce(self, info: dict[str, Any]) -> None:
         """Say that this worker is alive and what it serves (JSON values); holds for one lease."""
-        lease_ms = int(self._limits.lease_s * 1000)
         key = self._keys.worker(self.worker_id)
         text = json.dumps({**info, "id": self.worker_id})
         try:
-            self._run("announce", self.worker_id, key, text, lease_ms, 4 * lease_ms)
+            self._run("announce", self.worker_id, key, text, self._lease_ms, 4 * self._lease_ms)
         except (RedisError, OSError) as error:
             self._trouble(error)
 
@@ -243,8 +244,7 @@ class Consumer:
         To be repeated: a revision without workers is closed to new jobs. None while Redis is away.
         """
         try:
-            lease_ms = int(self._limits.lease_s * 1000)
-            open_jobs, last = self._run("leave", self._keys.worker(self.worker_id), lease_ms)
+            open_jobs, last = self._run("leave", self._keys.worker(self.worker_id), self._lease_ms)
             return int(open_jobs), bool(last)
         except (RedisError, OSError) as error:
             self._trouble(error)

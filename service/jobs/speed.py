@@ -113,5 +113,5 @@ class Speed:
 def cost_of(payload: JobPayload) -> int:
     """Rows that a job costs the network: forward passes of all its pictures; pictures, for the codec."""
     if isinstance(payload, GenerateJob):
-        return forward_passes(payload.sampling).total * len(payload.seeds)
+        return forward_passes(payload.sampling).total * payload.rows
     return payload.rows

@@ -50,10 +50,14 @@ class Reign:
     bundle: Bundle
     worker: Worker
     revision: str
-    heir: bool = False
     entered: bool = False
     over: bool = False
     crash: BaseException | None = None
+
+    @property
+    def heir(self) -> bool:
+        """Whether the jobs are those of another revision than the weights."""
+        return self.revision != self.bundle.revision
 
     def begin(self, ended: Callable[[], None]) -> None:
         """Start the thread, which calls `ended` at its end."""
@@ -266,9 +270,7 @@ class Succession:
             log.warning("they wait, since it cannot be loaded once more: %s", describe(error))
             self._orphans.put_off()
 
-        reign = self._attempt(
-            lambda: Reign(bundle, self._load(bundle, orphan), orphan.revision, heir=True), put_off
-        )
+        reign = self._attempt(lambda: Reign(bundle, self._load(bundle, orphan), orphan.revision), put_off)
         # A signal may have come meanwhile.
         if reign is not None and not self._stopping:
             reign.worker.leave()

@@ -71,7 +71,7 @@ def evaluate_generator(
 def _check(setup: Setup, plan: DrawingPlan) -> None:
     """Raise what is wrong before pictures are drawn for hours."""
     generator = generator_of(setup.bundle.manifest)
-    plan_steps(plan.sampling, generator.num_tokens * generator.codebook_splits)
+    plan_steps(plan.sampling, generator.num_groups)
     instruments, ranks, blocks = setup.instruments, setup.ranks, setup.settings.blocks
     require(
         ranks.count <= blocks,
