@@ -30,7 +30,7 @@ class OnGpu(NoopRuntime):
 
     name = "torch"
     device_name = "cuda:0"
-    buckets = (1, 2, 4)
+    buckets: tuple[int, ...] = (1, 2, 4)
 
 
 class Fewer(OnGpu):
