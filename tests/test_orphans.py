@@ -19,7 +19,7 @@ from service.jobs.keys import Keys, revisions_of
 from service.jobs.registry import register
 from service.settings import Settings
 from service.telemetry import WorkerMetrics
-from service.worker import succession
+from service.worker import succession, worker_loader
 from service.worker.orphans import Orphan, Orphans
 from service.worker.succession import Succession
 from tests.gateway_harness import until
@@ -156,7 +156,7 @@ def test_what_cannot_be_loaded_once_more_is_tried_ever_more_rarely(
         tries.append(time.monotonic())
         raise MemoryError("out of memory")
 
-    monkeypatch.setattr(succession, "choose_runtime", fails)
+    monkeypatch.setattr(worker_loader, "choose_runtime", fails)
     former = strand(raw, tiny_manifest, 0)
     until(lambda: len(tries) == 2)
     assert tries[1] - tries[0] > 2

@@ -8,78 +8,30 @@ Where the last worker of an old revision was killed before that, a worker of ano
 from __future__ import annotations
 
 import logging
-import os
 import queue
-import socket
 import threading
-import time
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
 
 from redis.exceptions import RedisError
 
-from models.bundle import Bundle, open_bundle
-from models.errors import RuntimeUnavailable, first_line
-from models.runtime.base import Runtime
-from models.runtime.devices import CPU, CUDA
-from models.runtime.loading import TRITON, Choice, Wish, choose_runtime, free_memory
-from service.jobs.consumer import Consumer
-from service.jobs.keys import Keys
+from models.bundle import open_bundle
+from models.errors import first_line
+from models.runtime.loading import free_memory
 from service.jobs.redis_link import connect, describe
 from service.jobs.registry import is_registered, newest, register
 from service.settings import Settings
 from service.telemetry import WorkerMetrics
 from service.worker.bundle_watch import BundleWatch
-from service.worker.orphans import Orphan, Orphans
-from service.worker.scheduler import SlotTable
+from service.worker.orphans import Orphans
+from service.worker.reign import Reign
 from service.worker.task import Observer
-from service.worker.worker import Worker
+from service.worker.worker_loader import WorkerLoader
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 2.0
 MOST = 2  # revisions in memory at a time
-
-
-@dataclass(eq=False)
-class Reign:
-    """One revision at work, in a thread of its own. An heir works on the jobs that `revision` left open."""
-
-    bundle: Bundle
-    worker: Worker
-    revision: str
-    entered: bool = False
-    over: bool = False
-    crash: BaseException | None = None
-
-    @property
-    def heir(self) -> bool:
-        """Whether the jobs are those of another revision than the weights."""
-        return self.revision != self.bundle.revision
-
-    def begin(self, ended: Callable[[], None]) -> None:
-        """Start the thread, which calls `ended` at its end."""
-        self._thread = threading.Thread(target=self._run, args=(ended,), name=self.revision)
-        self._thread.start()
-
-    def _run(self, ended: Callable[[], None]) -> None:
-        try:
-            self.worker.run()
-        except BaseException as exc:
-            self.crash = exc
-        self.over = True
-        ended()
-
-    def cut_off(self) -> None:
-        """Release what runs and what waits."""
-        self.worker.drain_s = 0.0
-        self.worker.stop()
-
-    def join(self) -> None:
-        """Wait for the end."""
-        self._thread.join()
 
 
 class Succession:
@@ -89,9 +41,8 @@ class Succession:
         """Raises MaskBitError when the first revision cannot be loaded."""
         assert settings.redis_url is not None
         self._settings = settings
-        self._redis_url = settings.redis_url
         self._metrics = metrics
-        self._observer = observer
+        self._loader = WorkerLoader(settings, metrics, observer)
         self._redis = connect(settings.redis_url)
         self._superseded = False
         self._asked = False
@@ -103,8 +54,7 @@ class Succession:
         self._reigns: list[Reign] = []
         bundle = open_bundle(settings.bundle)
         self._watch = BundleWatch(settings.bundle, bundle)
-        self._told: set[str] = set()
-        self._reigns.append(Reign(bundle, self._load(bundle), bundle.revision))
+        self._reigns.append(Reign(bundle, self._loader.load(bundle), bundle.revision))
         self._orphans = Orphans(self._redis, bundle.manifest.name, settings.lease_s)
 
     def stop(self) -> None:
@@ -140,74 +90,6 @@ class Succession:
     def _reign_ended(self) -> None:
         self._wake.put(None)
 
-    def _load(self, bundle: Bundle, orphan: Orphan | None = None) -> Worker:
-        """A worker whose weights are loaded and warm, for jobs of its own or those of an orphan."""
-        started, settings = time.monotonic(), self._settings
-        worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        keys = Keys(bundle.manifest.name, orphan.revision if orphan else bundle.revision)
-        consumer = Consumer(self._redis_url, keys, worker_id, settings.queue_limits())
-        if orphan:
-            # Before it is loaded, so that one heir is loaded and not one in each process.
-            consumer.leave()
-        choice = choose_runtime(bundle, *self._wish())
-        self._tell(choice)
-        worker = Worker(
-            consumer,
-            choice.runtime,
-            bundle,
-            table=SlotTable(settings.slots),
-            lease_s=settings.lease_s,
-            drain_s=settings.drain_s,
-            metrics=self._metrics,
-            observer=self._observer,
-            heir_of=orphan.manifest if orphan else None,
-            passed_over=choice.passed_over,
-            call_limit_s=self._call_limit_s(choice.runtime),
-        )
-        seconds = time.monotonic() - started
-        name = choice.runtime.name
-        log.info("worker %s ready with %s on %s after %.1f s", worker_id, bundle.ref, name, seconds)
-        return worker
-
-    def _wish(self) -> tuple[str, Wish]:
-        """The runtime to load, and how: after the first by a server or a GPU, no other kind will do.
-
-        Memory may not suffice for two revisions, but one that took over on a CPU would stay there.
-        """
-        settings = self._settings
-        wish = Wish(
-            device=settings.device,
-            precision=settings.precision,
-            strict=settings.deterministic == "strict",
-            threads=settings.threads,
-            triton_url=settings.triton_url,
-            triton_timeout_s=settings.triton_timeout_s,
-            triton_deadline_s=settings.triton_deadline_s,
-        )
-        if not self._reigns:
-            return settings.runtime, wish
-        former = self._reigns[-1].worker.info
-        if former.runtime == TRITON:
-            return TRITON, wish
-        if former.device.startswith(CUDA):
-            return settings.runtime, replace(wish, device=former.device)
-        return settings.runtime, wish
-
-    def _call_limit_s(self, runtime: Runtime) -> float:
-        """How long a call waits for a server, and the try that is under way at the end."""
-        if runtime.name != TRITON:
-            return 0.0
-        return self._settings.triton_deadline_s + self._settings.triton_timeout_s
-
-    def _tell(self, choice: Choice) -> None:
-        """Log why better runtimes were passed over, each reason once in a process."""
-        # A GPU that is not used is no small matter.
-        unused = choice.runtime.device_name == CPU and any(f" on {CUDA}" in one for one in choice.passed_over)
-        for reason in choice.passed_over:
-            if reason not in self._told:
-                self._told.add(reason)
-                log.log(logging.WARNING if unused else logging.INFO, "passed over: %s", reason)
-
     def _look(self) -> None:
         """Let a new revision take over, if there is one that can be loaded."""
         asked, self._asked = self._asked, False
@@ -215,8 +97,9 @@ class Succession:
         if bundle is None:
             return
         log.info("loading %s beside %s", bundle.ref, self._watch.current.ref)
+        former = self._reigns[-1].worker
         reign = self._attempt(
-            lambda: Reign(bundle, self._load_successor(bundle), bundle.revision),
+            lambda: Reign(bundle, self._loader.load_successor(bundle, former), bundle.revision),
             lambda exc: self._watch.refuse(bundle.revision, first_line(exc)),
         )
         # A signal may have come meanwhile.
@@ -224,18 +107,6 @@ class Succession:
             self._watch.current = bundle
             self._reigns.append(reign)
             reign.begin(self._reign_ended)
-
-    def _load_successor(self, bundle: Bundle) -> Worker:
-        """A worker for a revision that takes over. RuntimeUnavailable if it would be slower for good."""
-        worker = self._load(bundle)
-        rows, former = worker.engine.runtime.buckets[-1], self._reigns[-1].worker
-        most = former.engine.runtime.buckets[-1]
-        if former.info.device.startswith(CUDA) and rows < most:
-            raise RuntimeUnavailable(
-                f"beside {former.info.bundle} there is memory for {rows} rows at a time, not for {most} as "
-                "there has been; free some, or start the worker anew"
-            )
-        return worker
 
     def _attempt(self, load: Callable[[], Reign], refuse: Callable[[Exception], None]) -> Reign | None:
         """What `load` returns; None if it raised, which `refuse` was told."""
@@ -270,7 +141,10 @@ class Succession:
             log.warning("they wait, since it cannot be loaded once more: %s", describe(error))
             self._orphans.put_off()
 
-        reign = self._attempt(lambda: Reign(bundle, self._load(bundle, orphan), orphan.revision), put_off)
+        former = self._reigns[-1].worker
+        reign = self._attempt(
+            lambda: Reign(bundle, self._loader.load_heir(bundle, former, orphan), orphan.revision), put_off
+        )
         # A signal may have come meanwhile.
         if reign is not None and not self._stopping:
             reign.worker.leave()

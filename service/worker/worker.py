@@ -27,6 +27,7 @@ from service.worker.engine import Engine
 from service.worker.finisher import Finished, Finisher
 from service.worker.progress import Progress
 from service.worker.scheduler import Row, SlotTable
+from service.worker.stall import StallWatch
 from service.worker.task import NoObserver, Observer, Task
 
 log = logging.getLogger(__name__)
@@ -35,13 +36,6 @@ CLAIM_BLOCK_S = 1.0
 IDLE_WAIT_S = 1.0
 UNBLOCK_EVERY_S = 0.02
 PATIENCE_S = 5.0  # for a Redis that is away when the worker ends
-# A turn hangs when it takes longer than both; the process then ends, and the queue redelivers its jobs.
-STALL_FLOOR_S = 60.0
-CALLS = (
-    5  # of a runtime in a turn, at most: steps with and without guidance, previews, pictures, and one more
-)
-STALL_FACTOR = 5  # times the longest turn so far
-STALLED = 3  # exit code
 QUIET_S = 3.0  # by then gateways have submitted again what Redis lost
 
 
@@ -87,9 +81,8 @@ class Worker:
         self._observer = observer or NoObserver()
         self._bundle = bundle
         self._heir_of = heir_of
-        # What waits for a server is no hang.
-        self._stall_floor_s = STALL_FLOOR_S + CALLS * call_limit_s
         self.engine = Engine(runtime, bundle.manifest, table, self, metrics, observer=self._observer)
+        self._stall = StallWatch(self.engine, call_limit_s)
         self.info = WorkerInfo(
             bundle.ref,
             runtime.name,
@@ -267,15 +260,9 @@ class Worker:
     def _beat(self) -> None:
         """Renew leases and the announcement; take over a lost job when there is room."""
         period = self.lease_s / 4
-        turns, seen_at, beats = -1, time.monotonic(), 0
+        beats = 0
         while not self._ended.wait(period):
-            now = time.monotonic()
-            if self.engine.turns != turns or self.engine.idle:
-                turns, seen_at = self.engine.turns, now
-            elif now - seen_at > max(self._stall_floor_s, STALL_FACTOR * self.engine.longest_turn_s):
-                # The engine's thread hangs in the model, so no exception can end this process.
-                log.critical("no step ended for %.0f s; the worker ends, its leases with it", now - seen_at)
-                os._exit(STALLED)
+            self._stall.look()
             lost = self.consumer.beat(self.consumer.held)
             if lost:
                 self._forget(lost)
