@@ -13,7 +13,7 @@ from export.tensorrt_build import Recipe, build_plan
 from models.bundle import Bundle
 from models.errors import BundleError, ConfigError, RuntimeUnavailable
 from models.exported import PRECISIONS, TOKENIZER_DATA, Exported, generator_data, graph_file, open_export
-from models.runtime.base import CUDA_BUCKETS
+from models.runtime.base import CUDA_BUCKETS, TOKENIZER_ROWS
 from models.runtime.tensorrt_library import gpu_for, make_log, place_at, tensorrt_module
 from models.signature import TOKENIZER_GRAPHS, graph_specs
 from models.tensorrt_plan import (
@@ -30,8 +30,6 @@ from models.version import own_version
 from models.whole_file import whole_file
 
 GIB = 1 << 30
-TOKENIZER_ROWS = 32
-"""The most pictures in one call of the tokenizer: few fill a GPU, and more of them only take its memory."""
 
 
 def export_tensorrt(

@@ -17,12 +17,12 @@ import onnx
 import pytest
 from safetensors.torch import load_file
 
-from export.tensorrt_plans import TOKENIZER_ROWS, export_tensorrt, profile_rows
+from export.tensorrt_plans import export_tensorrt, profile_rows
 from models.bundle import TOKENIZER_WEIGHTS, Bundle, file_digest, open_bundle
 from models.bundle_writer import write_bundle
 from models.errors import BundleError, ConfigError, RuntimeUnavailable
 from models.exported import open_export
-from models.runtime.base import CUDA_BUCKETS, STRICT_BUCKET
+from models.runtime.base import CUDA_BUCKETS, STRICT_BUCKET, TOKENIZER_ROWS
 from models.signature import DECODE, ENCODE, STEP, STEP_GUIDED
 from models.tensorrt_plan import Place, choose_precision, find_plan, open_plan, plan_file, record_file
 from tests import tensorrt_stand_in

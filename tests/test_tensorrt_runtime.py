@@ -19,12 +19,20 @@ import torch
 
 import maskbit_cli
 from export.onnx_export import export_onnx
-from export.tensorrt_plans import TOKENIZER_ROWS, export_tensorrt
+from export.tensorrt_plans import export_tensorrt
 from models.bundle import Bundle, open_bundle
 from models.drawing import Drawing, draw, step_batch
 from models.errors import RuntimeUnavailable
 from models.runtime import tensorrt_library
-from models.runtime.base import CUDA_BUCKETS, STRICT_BUCKET, Integers, Pixels, Runtime, StepBatch
+from models.runtime.base import (
+    CUDA_BUCKETS,
+    STRICT_BUCKET,
+    TOKENIZER_ROWS,
+    Integers,
+    Pixels,
+    Runtime,
+    StepBatch,
+)
 from models.runtime.cuda_lane import CudaLane
 from models.runtime.loading import load_runtime
 from models.runtime.tensorrt_runtime import ALIGNMENT, Buffers, TensorRTRuntime, layout
