@@ -324,8 +324,13 @@ def test_read_only_and_reversed_arrays_are_accepted(usual: TorchRuntime) -> None
     assert np.array_equal(usual.decode(indices), usual.decode(indices.copy()))
 
 
-def test_the_tokenizer_runs_in_full_precision_and_leaves_the_setting_alone(usual: TorchRuntime) -> None:
+@pytest.mark.parametrize("tf32_decoder", [False, True])
+def test_the_encoder_runs_in_full_precision_and_leaves_the_setting_alone(
+    usual: TorchRuntime, monkeypatch: pytest.MonkeyPatch, tf32_decoder: bool
+) -> None:
     """A bit is the sign of a latent, and PyTorch's default lets CUDA convolutions round to TF32."""
+    assert not usual._tf32_decoder  # on a CPU
+    monkeypatch.setattr(usual, "_tf32_decoder", tf32_decoder)
     seen: list[bool] = []
     handles = [
         network.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
@@ -335,7 +340,7 @@ def test_the_tokenizer_runs_in_full_precision_and_leaves_the_setting_alone(usual
     usual.decode(usual.encode(np.zeros((1, 16, 16, 3), dtype=np.uint8)))
     for handle in handles:
         handle.remove()
-    assert seen == [False, False]
+    assert seen == [False, tf32_decoder]
     assert torch.backends.cudnn.allow_tf32 == before
 
 

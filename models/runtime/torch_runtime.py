@@ -76,7 +76,7 @@ def float32_arithmetic(*, tf32: bool) -> Iterator[None]:
 
 
 def full_precision() -> AbstractContextManager[None]:
-    """Arithmetic for a tokenizer: PyTorch's default for convolutions is TF32, whose mantissa flips bits."""
+    """Arithmetic for an encoder: PyTorch's default for convolutions is TF32, whose mantissa flips bits."""
     return float32_arithmetic(tf32=False)
 
 
@@ -84,8 +84,9 @@ class TorchRuntime:
     """Runtime of a bundle in PyTorch.
 
     `precision` concerns the generator (`auto`: fp16 on CUDA, fp32 on CPU); the tokenizer stays in fp32,
-    because a bit is the sign of a latent. With `strict` every network call has one and the same number of
-    rows, so that a row's tokens are bit-equal in any company.
+    because a bit is the sign of a latent; only the decoder, which makes no bits, may round to TF32 on CUDA.
+    With `strict` it does not, and every network call has one and the same number of rows, so that a row's
+    tokens are bit-equal in any company.
     """
 
     name = "torch"
@@ -94,13 +95,14 @@ class TorchRuntime:
         self, bundle: Bundle, *, device: str = "auto", precision: str = "auto", strict: bool = False
     ) -> None:
         self.device = choose_device(device)
-        # bf16 is as fast, but its 8 bits of mantissa change more than 1 % of the tokens of a step.
+        # bf16 is as fast, but its 7 bits of mantissa change more than 1 % of the tokens of a step.
         usual = "fp16" if self.device.type == "cuda" else "fp32"
         self.precision = usual if precision == "auto" else precision
         if self.precision not in DTYPES:
             raise RuntimeUnavailable(f"precision is {precision!r}; allowed are auto, {', '.join(DTYPES)}")
         usual_buckets: tuple[int, ...] = CUDA_BUCKETS if self.device.type == "cuda" else CPU_BUCKETS
         self.buckets = (STRICT_BUCKET,) if strict else usual_buckets
+        self._tf32_decoder = self.device.type == "cuda" and not strict
         self._tokenizer_buckets = tuple(rows for rows in self.buckets if rows <= TOKENIZER_ROWS)
         manifest = self._manifest = bundle.manifest
         self.image_size, self.grid = manifest.image_size, manifest.grid
@@ -139,7 +141,7 @@ class TorchRuntime:
     @torch.inference_mode()
     def decode(self, indices: Integers) -> Pixels:
         """Pictures u8 (B, H, W, 3) of token indices i64 (B, h, w)."""
-        with full_precision():
+        with float32_arithmetic(tf32=self._tf32_decoder):
             pixels = self._bucketed(
                 self.tokenizer.decode_indices, self._sent(indices), buckets=self._tokenizer_buckets
             )
