@@ -56,7 +56,7 @@ class Desk:
 
     def __init__(self, settings: Settings, bundles: Sequence[Bundle], redis_url: str) -> None:
         self.catalogue = Catalogue(bundles, settings, redis_url)
-        self.metrics = GatewayMetrics()
+        self.metrics = GatewayMetrics(model.name for model in self.catalogue.models)
         self.keys = KeyRing(settings.api_keys, settings.api_keys_file)
         self.allowances = Allowances(redis_url)
         self.spans = open_spans()

@@ -16,7 +16,7 @@ from service.telemetry import CONTENT_TYPE
 
 router = APIRouter(tags=["operation"])
 
-_DEPTH_TIMEOUT_S = 1.0
+_LOOK_TIMEOUT_S = 1.0
 
 
 @router.get("/livez", responses=openapi.answer(200, LiveAnswer))
@@ -46,15 +46,14 @@ async def readyz(request: Request, desk: DeskDep) -> Response:
 )
 async def metrics(desk: DeskDep) -> Response:
     """Metrics of this gateway."""
-    revisions = desk.catalogue.revisions
-    depths = zip(revisions, await asyncio.gather(*map(_depth, revisions)), strict=True)
-    desk.metrics.queues([(model.name, depth) for model, depth in depths if depth is not None])
+    desk.metrics.queues(await asyncio.gather(*map(_look, desk.catalogue.revisions)))
     return Response(desk.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
 
-async def _depth(model: ServedModel) -> Depth | None:
+async def _look(model: ServedModel) -> tuple[str, Depth, int] | None:
+    """Name, queues and living workers of one revision; None while Redis is away."""
     try:
-        async with asyncio.timeout(_DEPTH_TIMEOUT_S):
-            return await model.jobs.depth()
+        async with asyncio.timeout(_LOOK_TIMEOUT_S):
+            return model.name, await model.jobs.depth(), len(await model.fleet.living())
     except (TimeoutError, Unavailable):
         return None
