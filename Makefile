@@ -43,6 +43,8 @@ check: lint  ## lint, types (mypy strict), import contracts
 	@$(BIN)/lint-imports --no-cache
 
 test: check  ## everything: check, then all tests (PYTEST_ARGS)
+	@echo "== preparing Triton"
+	@$(BIN)/python -m tests.triton_fixtures || echo "its tests are skipped"
 	@echo "== pytest"
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 

@@ -32,6 +32,7 @@ COMMANDS: dict[str, Entry | Group] = {
     "train": ("training.cli", "train_app", "Train a tokenizer, a generator or a perceptual network."),
     "data": ("training.data.cli", "data_app", "Make shards of pictures, or a cache of their tokens."),
     "evaluate": ("training.evaluation.cli", "evaluate_app", "Measure the quality of a bundle."),
+    "export": ("export.cli", "export_app", "Compile a bundle for runtimes other than PyTorch."),
     "chaos": (
         "service.chaos.cli",
         "chaos",
@@ -61,6 +62,7 @@ EXTRAS = {
     "train": "train",
     "data": "train",
     "evaluate": "train",
+    "export": "export",
     "bench training": "train",
     "gateway": "gateway",
     "keys": "gateway",

@@ -221,7 +221,8 @@ def _locate(ref: str) -> Path:
         raise BundleError(
             f"no bundle {ref!r}: it is neither a folder nor a bundled model ({known}) nor hf://owner/name"
         )
-    return Path(path)
+    # Absolute, since a folder may be called as a bundled model is.
+    return Path(path).absolute()
 
 
 def _download(ref: str) -> Path:

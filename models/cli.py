@@ -11,12 +11,14 @@ import typer
 
 BundleOption = Annotated[str, typer.Option(help="Bundled model, folder or hf://owner/name.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+RuntimeOption = Annotated[str, typer.Option(help="auto, torch, onnx, tensorrt, triton or noop.")]
 
 
 def tokenize(
     picture: Annotated[Path, typer.Argument(help="Picture file; resized and centre-cropped.")],
     out: Annotated[Path | None, typer.Option(help="JSON file; standard output by default.")] = None,
     bundle: BundleOption = "fruit",
+    runtime: RuntimeOption = "auto",
     device: DeviceOption = "auto",
 ) -> None:
     """Write the bit tokens of a picture as JSON."""
@@ -28,7 +30,7 @@ def tokenize(
     opened = open_bundle(bundle)
     manifest = opened.manifest
     pixels = read_picture(picture, manifest.image_size)
-    indices = load_runtime(opened, device=device).encode(pixels[None])[0]
+    indices = load_runtime(opened, runtime, device=device).encode(pixels[None])[0]
     width = manifest.tokenizer.bits
     text = json.dumps(
         {
@@ -51,6 +53,7 @@ def detokenize(
     tokens: Annotated[Path, typer.Argument(help="JSON file as 'maskbit tokenize' writes it.")],
     out: Annotated[Path, typer.Option(help="Picture file; its suffix gives the format.")],
     bundle: BundleOption = "fruit",
+    runtime: RuntimeOption = "auto",
     device: DeviceOption = "auto",
 ) -> None:
     """Draw the picture that bit tokens stand for."""
@@ -66,7 +69,7 @@ def detokenize(
     known = {ending: name for ending, name in Image.registered_extensions().items() if name in Image.SAVE}
     if out.suffix.lower() not in known:
         raise InputError(f"{out}: the suffix {out.suffix!r} names no picture format; use .png, .jpg or .webp")
-    picture = load_runtime(opened, device=device).decode(indices[None])[0]
+    picture = load_runtime(opened, runtime, device=device).decode(indices[None])[0]
     file = BytesIO()
     Image.fromarray(picture).save(file, known[out.suffix.lower()])
     _write(out, file.getvalue())

@@ -15,7 +15,7 @@ from models.config import GeneratorConfig
 from models.errors import InputError, RuntimeUnavailable
 from models.halton import group_ranks, ordered_uniforms
 from models.noise import Uniforms, check_seed
-from models.runtime.base import Integers, Runtime, StepBatch
+from models.runtime.base import Integers, Runtime, StepBatch, StepResult
 from models.sampling_config import SamplingConfig
 from models.schedule import StepPlan, plan_steps
 
@@ -109,10 +109,15 @@ def step_batch(drawings: Sequence[Drawing]) -> StepBatch:
 def advance(runtime: Runtime, drawings: Sequence[Drawing]) -> Integers:
     """One step of every picture; returns the groups i64 (B, N, m) that were drawn, before re-masking."""
     result = runtime.step(step_batch(drawings))
+    settle(drawings, result)
+    return result.drawn
+
+
+def settle(drawings: Sequence[Drawing], result: StepResult) -> None:
+    """Take what a runtime made of `step_batch(drawings)`."""
     for one, tokens, drawn in zip(drawings, result.tokens, result.drawn, strict=True):
         one.step += 1
         one.tokens = drawn if one.finished else tokens
-    return result.drawn
 
 
 def grids_of(manifest: Manifest, groups: Integers) -> Integers:

@@ -6,6 +6,7 @@ MaskBitError
 ├── CheckpointError    weights that do not fit the network, or a checkpoint that cannot be read or written
 ├── TrainingError      a training run that cannot go on, because its loss is not finite for example
 ├── RuntimeUnavailable a runtime or device that this machine does not have
+│   └── RuntimeLost    a runtime that was there and has gone away
 └── InputError         tokens, images or sampling parameters out of range
 service.errors.ServiceError adds HTTP codes below the same root.
 """
@@ -35,5 +36,14 @@ class RuntimeUnavailable(MaskBitError):
     """The wanted runtime, device or precision does not exist on this machine."""
 
 
+class RuntimeLost(RuntimeUnavailable):
+    """A server that computes has gone away: nothing can be done until it is back, whatever is asked."""
+
+
 class InputError(MaskBitError):
     """A value handed to a model is out of its range."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library's error says, or its class where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -29,13 +29,16 @@ class MultiHeadAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, length, width = x.shape
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        query, key, value = qkv.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, dropout_p=self.dropout if self.training else 0.0
-        )
-        return self.out_proj(mixed.transpose(1, 2).reshape(batch, length, width))  # type: ignore[no-any-return]
+        return self.out_proj(attend(qkv, self.heads, self.dropout if self.training else 0.0))  # type: ignore[no-any-return]
+
+
+def attend(qkv: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
+    """Attention (B, T, width) of queries, keys and values side by side in `qkv` (B, T, 3 * width)."""
+    batch, length, width = qkv.shape
+    query, key, value = qkv.view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+    return mixed.transpose(1, 2).reshape(batch, length, width // 3)
 
 
 class Attention(nn.Module):

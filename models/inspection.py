@@ -6,9 +6,11 @@ import torch
 
 from models.bundle import GENERATOR_WEIGHTS, TOKENIZER_WEIGHTS, Bundle
 from models.checkpoint import fitted, read_weights
+from models.errors import BundleError
 from models.layers import count_parameters
 from models.networks import build_generator, build_tokenizer
 from models.sampling_config import SamplingConfig
+from models.verification import verification_of
 
 
 def describe(bundle: Bundle) -> dict[str, str]:
@@ -46,7 +48,20 @@ def describe(bundle: Bundle) -> dict[str, str]:
         lines["sampling"] = _sampling(manifest.sampling)
     lines.update({f"from {key}": str(value) for key, value in manifest.provenance.items()})
     lines["files"] = f"{', '.join(manifest.files)}: digests agree"
+    lines["verified"] = _verified(bundle)
     return lines
+
+
+def _verified(bundle: Bundle) -> str:
+    """What `maskbit export verify` found; a report that is of no use leaves the bundle sound."""
+    try:
+        report = verification_of(bundle)
+    except BundleError as exc:
+        return f"no: {exc}"
+    if report is None:
+        return "no"
+    found = ", ".join(f"{one.name} {one.verdict}" for one in report.runtimes)
+    return f"{report.date[:10]} on {report.hardware}: {found}"
 
 
 def _sampling(config: SamplingConfig) -> str:

@@ -90,9 +90,10 @@ class LookupFreeQuantizer(nn.Module):
 
     def codes_of(self, indices: Tensor) -> Tensor:
         """Decoder input (B, K, h, w) of token `indices` i64 (B, h, w): bits as -1 and +1."""
-        weights = torch.tensor([1 << k for k in range(self.config.token_size)], device=indices.device)
-        bits = (indices[:, None] & weights[:, None, None]) != 0
-        return bits.float() * 2 - 1
+        # Bit k is the parity of index / 2^k, rounded down: exact in f32 below 2^24. TensorRT has no operators
+        # for bits.
+        halves = torch.tensor([0.5**k for k in range(self.config.token_size)], device=indices.device)
+        return (indices[:, None] * halves[:, None, None]).floor() % 2 * 2 - 1
 
     def _losses(self, latents: Tensor, signs: Tensor) -> QuantizerLosses:
         config = self.config

@@ -62,7 +62,8 @@ def draw(logits: Tensor, temperature: Tensor, uniforms: Tensor) -> tuple[Tensor,
     log_probabilities = torch.log_softmax(logits / temperature[:, None, None, None], dim=-1)
     cumulative = log_probabilities.exp().cumsum(-1)
     below = cumulative / cumulative[..., -1:] <= uniforms[..., None]
-    drawn = below.sum(-1).clamp_max(logits.shape[-1] - 1)
+    # The last one is never below, for its sum is 1.
+    drawn = below[..., :-1].sum(-1)
     return drawn, log_probabilities.gather(-1, drawn[..., None]).squeeze(-1)
 
 
@@ -70,7 +71,7 @@ def remask(confidence: Tensor, count: Tensor) -> Tensor:
     """Mask bool (B, N, m) of the `count` i64 (B,) least confident groups, ties of the last included."""
     flat = confidence.flatten(1)
     ordered = flat.sort(dim=1).values
-    threshold = ordered.gather(1, (count - 1).clamp_min(0)[:, None])
+    threshold = ordered.gather(1, torch.where(count > 0, count - 1, 0)[:, None])
     chosen = (flat <= threshold) & (count > 0)[:, None]
     return chosen.view_as(confidence)
 
@@ -84,6 +85,11 @@ def step(
     step are its result.
     """
     logits = guided_logits(logits_fn, inputs.tokens, inputs.labels, inputs.guidance_scale, guided, no_class)
+    return decide(logits, inputs, mask_id)
+
+
+def decide(logits: Tensor, inputs: StepInputs, mask_id: int) -> tuple[Tensor, Tensor]:
+    """What a step makes of its `logits` f32 (B, N, m, V), guidance applied: as `step` returns it."""
     drawn, log_probability = draw(logits, inputs.temperature, inputs.category_uniforms)
     masked = inputs.tokens == mask_id
     drawn = torch.where(masked, drawn, inputs.tokens)

@@ -4,11 +4,10 @@
 
 from abc import ABC, abstractmethod
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import TokenizerConfig
-from models.layers import Conv2dSame, DownLevel, GroupNorm, ResBlocks, UpLevel
+from models.layers import Conv2dSame, DownLevel, GroupNorm, ResBlocks, UpLevel, silu
 from models.quantizer import LookupFreeQuantizer, LookupQuantizer, Quantized
 from models.validation import require
 
@@ -54,7 +53,7 @@ class Encoder(nn.Module):
         x = self.conv_in(images)
         for level in self.down:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))  # type: ignore[no-any-return]
+        return self.conv_out(silu(self.norm_out(self.mid(x))))  # type: ignore[no-any-return]
 
 
 class Decoder(nn.Module):
@@ -83,7 +82,7 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(codes))
         for level in reversed(self.up) if self.reversed else self.up:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))  # type: ignore[no-any-return]
+        return self.conv_out(silu(self.norm_out(x)))  # type: ignore[no-any-return]
 
 
 class ConvTokenizer(Tokenizer):

@@ -1,8 +1,11 @@
-"""Files that are written completely or not at all, whenever the process or the machine stops."""
+"""Files and folders that are written completely or not at all, whenever the process or the machine stops."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,9 +34,51 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `path` when the block ends; until then `path` stays as it was.
+
+    It is filled in a hidden folder beside `path`, which an error removes and a kill leaves behind. Raises
+    OSError when it cannot be written.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
+        folder = Path(temporary) / path.name
+        folder.mkdir()
+        yield folder
+        for entry in (*folder.rglob("*"), folder):
+            _sync(entry)
+        if path.exists():
+            _exchange(folder, path)
+        else:
+            folder.replace(path)
+        sync_folder(path.parent)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Let two folders change places in one instant, or, where the system cannot, with an instant between."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux; Python has no name
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if renameat2 is not None:
+        if renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0:
+            return
+        if (number := ctypes.get_errno()) not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+            raise OSError(number, os.strerror(number), str(other))
+    former = one.with_name(f"{one.name}-former")
+    other.replace(former)
+    try:
+        one.replace(other)
+    except OSError:
+        former.replace(other)
+        raise
+
+
 def sync_folder(folder: Path) -> None:
     """Make the new name of a renamed file outlast a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -22,7 +22,9 @@ BundlesOption = Annotated[
 RedisOption = Annotated[str | None, typer.Option(help="redis://… or unix://… [MASKBIT_REDIS_URL].")]
 HostOption = Annotated[str | None, typer.Option(help="Address to listen on [MASKBIT_HOST].")]
 PortOption = Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on [MASKBIT_PORT].")]
-RuntimeOption = Annotated[str | None, typer.Option(help="auto, torch or noop [MASKBIT_RUNTIME].")]
+RuntimeOption = Annotated[
+    str | None, typer.Option(help="auto, torch, onnx, tensorrt, triton or noop [MASKBIT_RUNTIME].")
+]
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu or cuda [MASKBIT_DEVICE].")]
 SlotsOption = Annotated[
     int | None, typer.Option(min=1, help="Pictures drawn at the same time [MASKBIT_SLOTS].")

@@ -12,6 +12,7 @@ from service.logs import Format, Level
 
 MIB = 1 << 20
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+TRITON_SCHEMES = ("grpc://", "http://")
 
 
 def default_state_dir() -> Path:
@@ -61,12 +62,15 @@ class Settings(BaseSettings):
     result_ttl_s: float = Field(600, gt=0)
     lease_s: float = Field(15, gt=0)
 
-    runtime: Literal["auto", "torch", "noop"] = "auto"
+    runtime: Literal["auto", "torch", "onnx", "tensorrt", "triton", "noop"] = "auto"
+    triton_url: str | None = Field(None, description="grpc://host:8001 or http://host:8000")
+    triton_timeout_s: float = Field(60, gt=0, description="for one try of a call")
+    triton_deadline_s: float = Field(120, gt=0, description="for a call while a server is away or slow")
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     deterministic: Literal["default", "strict"] = "default"
     slots: int = Field(16, ge=1, le=1024, description="pictures that a worker draws at the same time")
-    threads: int = Field(0, ge=0, description="CPU threads of a worker; 0 = PyTorch's choice")
+    threads: int = Field(0, ge=0, description="CPU threads of a worker; 0 = the runtime's choice")
     drain_s: float = Field(25, ge=0, description="time for running jobs between SIGTERM and their release")
 
     @field_validator("redis_url")
@@ -74,6 +78,18 @@ class Settings(BaseSettings):
     def _known_scheme(cls, url: str | None) -> str | None:
         if url is not None and not url.startswith(REDIS_SCHEMES):
             raise ValueError(f"it must begin with {', '.join(REDIS_SCHEMES)}")
+        return url
+
+    @field_validator("triton_url", mode="before")
+    @classmethod
+    def _none_if_empty(cls, url: object) -> object:
+        return None if url == "" else url
+
+    @field_validator("triton_url")
+    @classmethod
+    def _triton_scheme(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(TRITON_SCHEMES):
+            raise ValueError(f"it must begin with {' or '.join(TRITON_SCHEMES)}")
         return url
 
     @field_validator("trusted_proxies")

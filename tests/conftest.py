@@ -29,6 +29,8 @@ pytest_plugins = [
     "tests.gateway_fixtures",
     "tests.service_fixtures",
     "tests.page_fixtures",
+    "tests.export_fixtures",
+    "tests.triton_fixtures",
 ]
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.errors import RuntimeUnavailable
 from service.worker.isolation import is_fatal, isolate
 
 
@@ -46,10 +47,34 @@ def test_companions_of_what_was_given_up_are_not_tried_any_more() -> None:
     assert [number for part in parts for number in part] == [16, 18]
 
 
-@pytest.mark.parametrize("error", [RuntimeError("CUDA error: unspecified launch failure"), MemoryError()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: unspecified launch failure"),
+        MemoryError(),
+        # As onnxruntime and TensorRT say it.
+        RuntimeError("CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=h"),
+        RuntimeError("CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED ; GPU=0"),
+        RuntimeUnavailable(
+            "TensorRT cannot run the plan of step: Error Code 1: Cuda Runtime (an illegal memory access)"
+        ),
+    ],
+)
 def test_what_ends_the_process_goes_up_from_the_first_call(error: Exception) -> None:
     action = Batch({1}, error)
     assert is_fatal(error)
     with pytest.raises(type(error)):
         isolate(action, range(8), lambda _: True, lambda item, error: pytest.fail("nobody is to blame"))
     assert action.calls == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+        "CUDA error: out of memory",
+        "CUDA failure 2: out of memory ; GPU=0 ; hostname=h",
+    ],
+)
+def test_a_lack_of_memory_leaves_the_context_usable(text: str) -> None:
+    assert not is_fatal(RuntimeError(text))

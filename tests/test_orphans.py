@@ -12,32 +12,37 @@ import pytest
 from redis import Redis
 
 from models.bundle import Bundle, Manifest
-from models.runtime.base import Runtime
+from models.runtime.loading import Choice
 from service.jobs.consumer import Consumer
 from service.jobs.job import QueueLimits
 from service.jobs.keys import Keys, revisions_of
 from service.jobs.registry import register
 from service.settings import Settings
 from service.telemetry import WorkerMetrics
-from service.worker import succession
+from service.worker import succession, worker_loader
 from service.worker.orphans import Orphan, Orphans
 from service.worker.succession import Succession
 from tests.gateway_harness import until
 
-pytest_plugins = ["tests.redis_fixtures", "tests.gateway_fixtures"]
+pytest_plugins = ["tests.gateway_fixtures"]
 
 LEASE_S = 0.3
 
 
 @pytest.fixture
-def raw(redis_url: str) -> Iterator[Redis]:
-    with Redis.from_url(redis_url) as redis:
+def keys() -> Keys:
+    return Keys("fruit", uuid.uuid4().hex)
+
+
+@pytest.fixture
+def raw(empty_redis: str) -> Iterator[Redis]:
+    with Redis.from_url(empty_redis) as redis:
         yield redis
 
 
 @pytest.fixture
-def worker(redis_url: str, keys: Keys) -> Iterator[Consumer]:
-    consumer = Consumer(redis_url, keys, "some-worker", QueueLimits(lease_s=LEASE_S))
+def worker(empty_redis: str, keys: Keys) -> Iterator[Consumer]:
+    consumer = Consumer(empty_redis, keys, "some-worker", QueueLimits(lease_s=LEASE_S))
     yield consumer
     consumer.close()
 
@@ -109,10 +114,10 @@ def test_a_redis_that_is_away_has_no_orphans_and_a_manifest_of_nonsense_is_told(
 
 
 @pytest.fixture
-def process(redis_url: str, plain_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Iterator[Succession]:
+def process(empty_redis: str, plain_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Iterator[Succession]:
     """A worker process that looks often, in a thread, with the no-op runtime."""
     monkeypatch.setattr(succession, "LOOK_S", 0.05)
-    settings = Settings(redis_url=redis_url, bundle=str(plain_bundle.path), runtime="noop", lease_s=1)
+    settings = Settings(redis_url=empty_redis, bundle=str(plain_bundle.path), runtime="noop", lease_s=1)
     one = Succession(settings, WorkerMetrics(), None)
     thread = threading.Thread(target=one.run)
     thread.start()
@@ -152,11 +157,11 @@ def test_what_cannot_be_loaded_once_more_is_tried_ever_more_rarely(
 ) -> None:
     tries: list[float] = []
 
-    def fails(*_: object, **__: object) -> Runtime:
+    def fails(*_: object, **__: object) -> Choice:
         tries.append(time.monotonic())
         raise MemoryError("out of memory")
 
-    monkeypatch.setattr(succession, "load_runtime", fails)
+    monkeypatch.setattr(worker_loader, "choose_runtime", fails)
     former = strand(raw, tiny_manifest, 0)
     until(lambda: len(tries) == 2)
     assert tries[1] - tries[0] > 2

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +20,8 @@ from models.bundle_writer import write_bundle
 from models.drawing import Drawing, advance, draw, step_batch
 from models.errors import RuntimeUnavailable
 from models.generator import LfqBert
-from models.runtime.base import Integers, StepBatch, bucket_for
-from models.runtime.torch_runtime import CPU_BUCKETS, STRICT_BUCKET, TorchRuntime, choose_device
+from models.runtime.base import CPU_BUCKETS, CUDA_BUCKETS, STRICT_BUCKET, Integers, StepBatch, bucket_for
+from models.runtime.torch_runtime import TorchRuntime, choose_device, full_precision
 from models.sampler import sample
 from models.sampling_config import GUIDANCE_ANNEALINGS, MASK_SCHEDULES, SamplingConfig
 from models.tokenizer import ConvTokenizer
@@ -322,8 +324,13 @@ def test_read_only_and_reversed_arrays_are_accepted(usual: TorchRuntime) -> None
     assert np.array_equal(usual.decode(indices), usual.decode(indices.copy()))
 
 
-def test_the_tokenizer_runs_in_full_precision_and_leaves_the_setting_alone(usual: TorchRuntime) -> None:
+@pytest.mark.parametrize("tf32_decoder", [False, True])
+def test_the_encoder_runs_in_full_precision_and_leaves_the_setting_alone(
+    usual: TorchRuntime, monkeypatch: pytest.MonkeyPatch, tf32_decoder: bool
+) -> None:
     """A bit is the sign of a latent, and PyTorch's default lets CUDA convolutions round to TF32."""
+    assert not usual._tf32_decoder  # on a CPU
+    monkeypatch.setattr(usual, "_tf32_decoder", tf32_decoder)
     seen: list[bool] = []
     handles = [
         network.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
@@ -333,7 +340,28 @@ def test_the_tokenizer_runs_in_full_precision_and_leaves_the_setting_alone(usual
     usual.decode(usual.encode(np.zeros((1, 16, 16, 3), dtype=np.uint8)))
     for handle in handles:
         handle.remove()
-    assert seen == [False, False]
+    assert seen == [False, tf32_decoder]
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_a_thread_that_ends_its_full_precision_leaves_that_of_another_alone() -> None:
+    """A new revision is warmed up in one thread while another encodes."""
+    inside, left, seen = threading.Event(), threading.Event(), list[bool]()
+    before = torch.backends.cudnn.allow_tf32
+
+    def encode() -> None:
+        with full_precision():
+            inside.set()
+            left.wait(10)
+            seen.append(torch.backends.cudnn.allow_tf32)
+
+    thread = threading.Thread(target=encode)
+    with full_precision():
+        thread.start()
+        inside.wait(0.2)
+    left.set()
+    thread.join(10)
+    assert seen == [False]
     assert torch.backends.cudnn.allow_tf32 == before
 
 
@@ -384,3 +412,42 @@ def test_warm_up_reaches_both_networks_and_changes_nothing(usual: TorchRuntime) 
     assert generator
     assert decoder
     assert np.array_equal(usual.step(batch).drawn, before.drawn)
+
+
+def test_buckets_that_a_gpu_cannot_hold_are_given_up_at_warm_up(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No GPU is needed: its memory is what the calls of the networks say."""
+    runtime = TorchRuntime(tiny_bundle, device="cpu")
+    monkeypatch.setattr(runtime, "device", torch.device("cuda:0"))
+    warmed: dict[str, list[int]] = {}
+
+    def warm(network: str, rows: int) -> None:
+        warmed.setdefault(network, []).append(rows)
+        if rows > limits[network]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for network in ("tokenizer", "generator"):
+        monkeypatch.setattr(runtime, f"_warm_{network}", partial(warm, network))
+    # What the tokenizer has no memory for, the generator may have.
+    limits = {"tokenizer": 3, "generator": 6}
+    runtime.warm_up()
+    assert runtime.buckets == (1, 2, 3, 4, 6)
+    assert runtime._tokenizer_buckets == (1, 2, 3)
+    # Memory of the largest serves the smaller ones too.
+    assert warmed == dict.fromkeys(limits, sorted(CPU_BUCKETS, reverse=True))
+    assert "cuda:0 holds batches of at most 6 rows" in caplog.text
+    limits = {"tokenizer": 6, "generator": 0}
+    with pytest.raises(torch.OutOfMemoryError):
+        runtime.warm_up()
+
+
+def test_a_tokenizer_gets_few_rows_at_a_time_whatever_a_generator_takes(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.runtime.torch_runtime.CPU_BUCKETS", CUDA_BUCKETS)
+    runtime = TorchRuntime(tiny_bundle, device="cpu")
+    with counted_rows(runtime.tokenizer.get_submodule("decoder")) as counted:
+        runtime.decode(np.zeros((70, 8, 8), dtype=np.int64))
+    assert counted == [32, 32, 8]
+    assert runtime.buckets == CUDA_BUCKETS

@@ -1,9 +1,10 @@
+import errno
 from pathlib import Path
 
 import pytest
 
 from models.errors import ConfigError
-from models.whole_file import whole_file, write_whole
+from models.whole_file import whole_file, whole_folder, write_whole
 
 
 def test_a_file_is_there_as_a_whole_or_as_it_was(tmp_path: Path) -> None:
@@ -32,6 +33,36 @@ def test_a_full_disk_leaves_the_older_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="file cannot be written: No space left on device"):
         write_whole(tmp_path / "file", b"new")
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("file", b"old")]
+
+
+def test_a_folder_takes_the_place_of_an_older_one_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(text: str) -> None:
+        with whole_folder(tmp_path / "folder") as folder:
+            (folder / "file").write_text(text)
+
+    def content() -> list[tuple[str, str]]:
+        return [(path.name, (path / "file").read_text()) for path in tmp_path.iterdir()]
+
+    write("first")
+    write("second")
+    assert content() == [("folder", "second")]
+    # A system without an exchange of two names.
+    monkeypatch.setattr("models.whole_file.ctypes.CDLL", lambda *_, **__: None)
+    write("third")
+    assert content() == [("folder", "third")]
+    replace = Path.replace
+
+    def failing(self: Path, target: Path) -> Path:
+        if (self / "file").read_text() == "fourth":
+            raise OSError(errno.EIO, "Input/output error")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        write("fourth")
+    assert content() == [("folder", "third")]
 
 
 def test_a_missing_folder_is_told(tmp_path: Path) -> None:

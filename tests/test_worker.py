@@ -17,6 +17,8 @@ from redis import Redis
 
 from models.bundle import Bundle, Manifest
 from models.drawing import draw
+from models.errors import RuntimeLost
+from models.runtime import loading
 from models.runtime.base import StepBatch, StepResult
 from models.runtime.noop_runtime import NoopRuntime
 from models.sampling_config import SamplingConfig
@@ -40,7 +42,9 @@ SAMPLING = SamplingConfig(steps=6, guidance_scale=0.0, noise_temperature=1.0)
 
 
 class GatedRuntime(NoopRuntime):
-    """Steps only while its gate is open; raises for the class `fatal` as a broken GPU does."""
+    """Steps only while its gate is open; raises for the class `fatal`, by default as a broken GPU does."""
+
+    error: Exception = RuntimeError("CUDA error: device-side assert triggered")
 
     def __init__(self, bundle: Bundle, fatal: int = -1) -> None:
         super().__init__(bundle)
@@ -52,7 +56,7 @@ class GatedRuntime(NoopRuntime):
         self.gate.wait(20)
         self.steps += 1
         if self.fatal in batch.labels:
-            raise RuntimeError("CUDA error: device-side assert triggered")
+            raise self.error
         return super().step(batch)
 
 
@@ -85,7 +89,7 @@ def working(
     def run() -> None:
         try:
             worker.run()
-        except RuntimeError as error:
+        except (RuntimeError, RuntimeLost) as error:
             crashes.append(str(error))
 
     thread = threading.Thread(target=run)
@@ -233,6 +237,25 @@ async def test_an_heir_ends_when_a_worker_with_the_right_weights_is_back(
     await store.close()
     assert [Pictures.unpack(result).bundle for result in results] == [tiny_bundle.ref, ""]
     assert not crashes
+
+
+@pytest.mark.anyio
+async def test_a_server_that_goes_away_counts_against_no_job(
+    redis_url: str, keys: Keys, tiny_bundle: Bundle
+) -> None:
+    store = JobStore(redis_url, keys, LIMITS)
+    await store.start()
+    await store.submit(job("a", seed=1))
+    for number in range(4):
+        lost = GatedRuntime(tiny_bundle, fatal=0)
+        lost.error = RuntimeLost("Triton is away")
+        lost.gate.set()
+        with working(redis_url, keys, lost, tiny_bundle, f"w{number}"):
+            until(lambda: len(crashes) > number, 15)  # noqa: B023
+    with working(redis_url, keys, NoopRuntime(tiny_bundle), tiny_bundle, "last"):
+        view = await store.wait("a")
+    await store.close()
+    assert (view.state, view.attempts) == ("D", 1)
 
 
 @pytest.mark.anyio
@@ -456,8 +479,8 @@ def test_a_worker_is_announced_only_when_its_runtime_is_warm(
             with Redis.from_url(redis_url) as redis:
                 announced.append(bool(redis.exists(keys.workers)))
 
-    monkeypatch.setattr(succession, "load_runtime", lambda bundle, *_, **__: Cold(bundle))
-    settings = Settings(redis_url=redis_url, bundle=str(tiny_bundle.path))
+    monkeypatch.setitem(loading._LOADERS, "noop", lambda bundle, wish: Cold(bundle))
+    settings = Settings(redis_url=redis_url, bundle=str(tiny_bundle.path), runtime="noop")
     process = succession.Succession(settings, WorkerMetrics(), None)
     thread = threading.Thread(target=process.run)
     thread.start()

@@ -12,6 +12,12 @@ Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
 
+# Rows are work on a CPU and nearly free on a GPU that is not full: hence finer steps for the former.
+CPU_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+CUDA_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+STRICT_BUCKET = 4
+TOKENIZER_ROWS = 32  # at a time on a GPU, where a picture takes as much memory as many rows of a generator
+
 
 @dataclass(frozen=True)
 class StepBatch:

@@ -16,7 +16,7 @@ class NoopRuntime:
     name = "noop"
     precision = "fp32"
     device_name = "cpu"
-    buckets = (1,)
+    buckets: tuple[int, ...] = (1,)
 
     def __init__(self, bundle: Bundle) -> None:
         self.manifest = bundle.manifest

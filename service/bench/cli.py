@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from models.errors import InputError
+
 BundleOption = Annotated[str, typer.Option(help="Bundled model, folder or hf://owner/name.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 RivalsOption = Annotated[
@@ -16,18 +18,41 @@ RivalsOption = Annotated[
 
 
 def bench_models(
-    bundle: BundleOption = "fruit",
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Bundle, or a published model's name for random weights, e.g. maskbit_generator_14bit."
+        ),
+    ] = "fruit",
     device: DeviceOption = "auto",
-    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 16,
-    batch: Annotated[
-        int, typer.Option(min=1, help="Pictures of the batch that is compared with one alone.")
-    ] = 16,
+    runtimes: Annotated[
+        str, typer.Option(help="Runtimes beside the published way, e.g. torch,torch:bf16,onnx.")
+    ] = "torch",
+    batches: Annotated[str, typer.Option(help="Batch sizes [1,8,64,256 on CUDA, 1,16 on a CPU].")] = "",
+    steps: Annotated[
+        str, typer.Option(help="Steps of whole pictures, or none [16,64 on CUDA, 16 on a CPU].")
+    ] = "",
+    rounds: Annotated[int, typer.Option(min=1, help="Times that each is measured, in turns.")] = 3,
+    clock: Annotated[str, typer.Option(help="wall, or cpu for processor time on a shared machine.")] = "wall",
+    keep: Annotated[
+        Path | None, typer.Option(help="Folder for the bundle with random weights, to export it; reused.")
+    ] = None,
 ) -> None:
-    """Time per picture alone and in a batch; tokenize and detokenize."""
+    """Speed of the runtimes beside the published way: tokenize, detokenize, a step, whole pictures."""
     from models.bench import bench
+    from models.random_weights import open_or_make
 
-    for line in bench(bundle, device=device, steps=steps, batch=batch):
-        typer.echo(line)
+    with open_or_make(model, keep) as bundle:
+        for line in bench(
+            bundle,
+            device=device,
+            runtimes=[name for name in runtimes.split(",") if name],
+            batches=_numbers("--batches", batches),
+            steps=() if steps == "none" else _numbers("--steps", steps) or None,
+            rounds=rounds,
+            clock=clock,
+        ):
+            typer.echo(line)
 
 
 def bench_service(
@@ -75,7 +100,7 @@ def bench_abuse(
 
 def bench_load(
     bundle: BundleOption = "fruit",
-    runtime: Annotated[str, typer.Option(help="auto, torch or noop.")] = "auto",
+    runtime: Annotated[str, typer.Option(help="auto, torch, onnx, tensorrt, triton or noop.")] = "auto",
     device: DeviceOption = "auto",
     slots: Annotated[int, typer.Option(min=1, help="Pictures drawn at the same time.")] = 16,
     requests: Annotated[int, typer.Option(min=1, help="Requests of each run.")] = 200,
@@ -127,6 +152,16 @@ def bench_soak(
     _quiet()
     for line in bench(requests=requests, clients=clients):
         typer.echo(line)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        numbers = [int(word) for word in text.split(",") if word]
+    except ValueError:
+        numbers = [0]
+    if any(number < 1 for number in numbers):
+        raise InputError(f"{option} is {text!r}; it is a list of whole numbers of at least 1, such as 1,8,64")
+    return numbers
 
 
 def _quiet() -> None:

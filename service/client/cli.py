@@ -46,6 +46,9 @@ def generate(
     bundle: Annotated[
         str | None, typer.Option(help="Without --server: bundled model, folder or hf://owner/name.")
     ] = None,
+    runtime: Annotated[
+        str | None, typer.Option(help="Without --server: auto, torch, onnx, tensorrt, triton or noop.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="Without --server: auto, cpu or cuda.")] = None,
     server: Annotated[
         str | None, typer.Option(help=f"Address of a service that draws; its key in {API_KEY_VARIABLE}.")
@@ -77,17 +80,20 @@ def generate(
     }
     options = {name: value for name, value in given.items() if value is not None}
     if server is not None:
-        if bundle is not None or device is not None:
-            raise InputError("--bundle and --device are the service's own with --server; use --model")
+        if any(one is not None for one in (bundle, runtime, device)):
+            raise InputError(
+                "--bundle, --runtime and --device are the service's own with --server; use --model"
+            )
         _draw_by(server, model, classes, n, seed, options, out, parallel)
         return
     if model is not None or parallel is not None:
         raise InputError("--model and --parallel are for --server; without it use --bundle")
-    _draw_here(bundle or "fruit", device or "auto", classes, n, seed, options, out)
+    _draw_here(bundle or "fruit", runtime or "auto", device or "auto", classes, n, seed, options, out)
 
 
 def _draw_here(
     bundle: str,
+    runtime_name: str,
     device: str,
     classes: list[str],
     n: int,
@@ -119,7 +125,7 @@ def _draw_here(
     # Wrong numbers and folders are told before the weights are loaded.
     check_seed(first + n - 1)
     make_folder(out)
-    runtime = load_runtime(opened, device=device)
+    runtime = load_runtime(opened, runtime_name, device=device)
     started = time.perf_counter()
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("Drawing", total=sampling.steps)

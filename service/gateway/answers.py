@@ -167,6 +167,23 @@ class LiveAnswer(Answer):
     alive: bool
 
 
+class WorkerAnswer(Answer):
+    """A living worker as it announces itself, with its speed as far as it is measured.
+
+    `passed_over` says of each runtime that would be faster why the worker does not have it.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str = ""
+    bundle: str = ""
+    runtime: str = ""
+    precision: str = ""
+    device: str = ""
+    slots: int = 0
+    passed_over: list[str] = []
+
+
 class ReadyAnswer(Answer):
     """Requests can be served; `models` says which models have a worker.
 
@@ -175,4 +192,4 @@ class ReadyAnswer(Answer):
 
     ready: bool
     models: dict[str, bool]
-    workers: list[dict[str, Any]] = []
+    workers: list[WorkerAnswer] = []

@@ -6,13 +6,13 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from importlib import metadata
 
 from fastapi import FastAPI
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from models.bundle import Bundle, open_bundles
 from models.errors import ConfigError
+from models.version import own_version
 from service.gateway import responses
 from service.gateway.desk import Desk
 from service.gateway.gate import Gate
@@ -41,7 +41,7 @@ def create_app(settings: Settings, bundles: Sequence[Bundle]) -> FastAPI:
     app = FastAPI(
         title="MaskBit Serve",
         description=_ABOUT,
-        version=_version(),
+        version=own_version(),
         lifespan=_lifespan,
         openapi_url=None,
         docs_url=None,
@@ -60,14 +60,6 @@ def create_app(settings: Settings, bundles: Sequence[Bundle]) -> FastAPI:
     if settings.proxies:
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=settings.proxies)
     return app
-
-
-def _version() -> str:
-    try:
-        return metadata.version("maskbit-serve")
-    except metadata.PackageNotFoundError:
-        # Run from a checkout that is not installed.
-        return "0"
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ from models.bundle import MANIFEST, Bundle, Manifest
 from models.errors import MaskBitError
 from service.errors import Unavailable
 from service.gateway.served_model import ServedModel
+from service.gateway.verification_file import VerificationFile
 from service.jobs.registry import Registry
 from service.settings import Settings
 
@@ -30,7 +31,12 @@ class Lineage:
 
     def __init__(self, bundle: Bundle, registry: Registry, settings: Settings, redis_url: str) -> None:
         self._registry = registry
-        self._serve = partial(ServedModel, settings=settings, redis_url=redis_url)
+        self._serve = partial(
+            ServedModel,
+            settings=settings,
+            redis_url=redis_url,
+            verification=VerificationFile(bundle.path),
+        )
         created_s = int((bundle.path / MANIFEST).stat().st_mtime)
         self.current = self._serve(bundle.manifest, bundle.revision, created_s)
         self._served = {bundle.revision: self.current}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Literal
 
 from pydantic import Field, TypeAdapter
 
 from models.noise import MAX_SEED
+from models.verification import Verification
 from service.errors import InvalidRequest
 from service.gateway.answers import Answer
 from service.gateway.offer import Offer
@@ -141,8 +143,64 @@ class ImagesAnswer(Answer):
     usage: TokenUsage
 
 
+class RuntimeCard(Answer):
+    """How far one runtime is from torch fp32: `passed`, `failed` or `unavailable` where it was measured.
+
+    Shares of 1 that are equal: bits of encoded pictures; groups after a step from one and the same state (at
+    the worst step), `step_drawn` of those drawn in it; and groups after all steps of pictures on their own
+    way. Times are milliseconds a picture. `reason` names what is below its threshold.
+    """
+
+    runtime: str
+    precision: str
+    verdict: str
+    device: str | None = None
+    reason: str | None = None
+    encode_bits: float | None = None
+    decode_psnr_db: float | None = None
+    step_tokens: float | None = None
+    step_drawn: float | None = None
+    trace_tokens: float | None = None
+    logit_error: float | None = None
+    encode_ms: float | None = None
+    decode_ms: float | None = None
+    step_ms: float | None = None
+
+
+class VerificationCard(Answer):
+    """What `maskbit export verify` found for this revision; `date` is in ISO 8601.
+
+    `reference` holds the times of torch fp32 as `encode_ms`, `decode_ms` and `step_ms`.
+    """
+
+    date: str
+    version: str
+    pictures: int
+    steps: int
+    reference: dict[str, float]
+    runtimes: list[RuntimeCard]
+
+    @classmethod
+    def of(cls, report: Verification) -> VerificationCard:
+        """The report as far as it says nothing of the machine's files: of reasons, the missed thresholds."""
+        cards = []
+        for one in report.runtimes:
+            found = asdict(one) | (asdict(one.numbers) if one.numbers else {})
+            found["reason"] = "; ".join(one.missed()) or None
+            known = {name: found[name] for name in RuntimeCard.model_fields if found.get(name) is not None}
+            cards.append(RuntimeCard(**known))
+        return cls(
+            date=report.date,
+            version=report.version,
+            pictures=report.pictures,
+            steps=report.steps,
+            reference=dict(report.reference),
+            runtimes=cards,
+        )
+
+
 class ModelCard(Answer):
-    """One model: OpenAI's fields, then ours."""
+    """One model: OpenAI's fields, then ours. `verification` is there once its runtimes were compared."""
 
     id: str
     object: Literal["model"]
@@ -155,6 +213,7 @@ class ModelCard(Answer):
     bits_per_token: int
     classes: int
     alive: bool
+    verification: VerificationCard | None = None
 
 
 class ModelList(Answer):

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from models.errors import RuntimeLost
+
 T = TypeVar("T")
 R = TypeVar("R")
+
+# How PyTorch, onnxruntime and TensorRT name an error of CUDA itself.
+_BY_CUDA = re.compile(r"CUDA (error|failure \d)|STATUS_EXECUTION_FAILED|Cuda (Runtime|Driver) \(")
 
 
 def isolate(
@@ -38,5 +44,12 @@ def isolate(
 
 
 def is_fatal(error: BaseException) -> bool:
-    """Whether the process cannot go on: a CUDA context is unusable after most of its errors."""
-    return "CUDA error" in str(error) or type(error).__name__ in ("AcceleratorError", "MemoryError")
+    """Whether the process cannot go on: an error of CUDA, unless memory lacks, leaves its context unusable.
+
+    Without its server no item can be done; the queue keeps those for a worker that finds one.
+    """
+    if isinstance(error, (RuntimeLost, MemoryError)):
+        return True
+    if "out of memory" in str(error):
+        return False
+    return bool(_BY_CUDA.search(str(error))) or type(error).__name__ == "AcceleratorError"

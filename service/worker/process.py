@@ -32,10 +32,6 @@ def run_worker(settings: Settings) -> None:
         raise ConfigError(
             f"a worker serves one bundle, got {settings.bundle!r}; start one worker for each bundle"
         )
-    if settings.threads:
-        import torch
-
-        torch.set_num_threads(settings.threads)
     metrics = WorkerMetrics()
     succession = Succession(settings, metrics, _observer())
     _check_redis(settings.redis_url)

@@ -7,78 +7,31 @@ Where the last worker of an old revision was killed before that, a worker of ano
 
 from __future__ import annotations
 
-import gc
 import logging
-import os
 import queue
-import socket
-import sys
 import threading
-import time
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 
 from redis.exceptions import RedisError
 
-from models.bundle import Bundle, open_bundle
-from models.runtime.loading import load_runtime
-from service.jobs.consumer import Consumer
-from service.jobs.keys import Keys
+from models.bundle import open_bundle
+from models.errors import first_line
+from models.runtime.loading import free_memory
 from service.jobs.redis_link import connect, describe
 from service.jobs.registry import is_registered, newest, register
 from service.settings import Settings
 from service.telemetry import WorkerMetrics
 from service.worker.bundle_watch import BundleWatch
-from service.worker.orphans import Orphan, Orphans
-from service.worker.scheduler import SlotTable
+from service.worker.orphans import Orphans
+from service.worker.reign import Reign
 from service.worker.task import Observer
-from service.worker.worker import Worker
+from service.worker.worker_loader import WorkerLoader
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 2.0
 MOST = 2  # revisions in memory at a time
-
-
-@dataclass(eq=False)
-class Reign:
-    """One revision at work, in a thread of its own. An heir works on the jobs that `revision` left open."""
-
-    bundle: Bundle
-    worker: Worker
-    revision: str
-    entered: bool = False
-    over: bool = False
-    crash: BaseException | None = None
-
-    @property
-    def heir(self) -> bool:
-        """Whether the jobs are those of another revision than the weights."""
-        return self.revision != self.bundle.revision
-
-    def begin(self, ended: Callable[[], None]) -> None:
-        """Start the thread, which calls `ended` at its end."""
-        self._thread = threading.Thread(target=self._run, args=(ended,), name=self.revision)
-        self._thread.start()
-
-    def _run(self, ended: Callable[[], None]) -> None:
-        try:
-            self.worker.run()
-        except BaseException as exc:
-            self.crash = exc
-        self.over = True
-        ended()
-
-    def cut_off(self) -> None:
-        """Release what runs and what waits."""
-        self.worker.drain_s = 0.0
-        self.worker.stop()
-
-    def join(self) -> None:
-        """Wait for the end."""
-        self._thread.join()
 
 
 class Succession:
@@ -88,9 +41,8 @@ class Succession:
         """Raises MaskBitError when the first revision cannot be loaded."""
         assert settings.redis_url is not None
         self._settings = settings
-        self._redis_url = settings.redis_url
         self._metrics = metrics
-        self._observer = observer
+        self._loader = WorkerLoader(settings, metrics, observer)
         self._redis = connect(settings.redis_url)
         self._superseded = False
         self._asked = False
@@ -99,9 +51,10 @@ class Succession:
         self._winding_up = False
         # Not an Event, which a signal handler must not set while the same thread waits for it.
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._reigns: list[Reign] = []
         bundle = open_bundle(settings.bundle)
         self._watch = BundleWatch(settings.bundle, bundle)
-        self._reigns = [Reign(bundle, self._load(bundle), bundle.revision)]
+        self._reigns.append(Reign(bundle, self._loader.load(bundle), bundle.revision))
         self._orphans = Orphans(self._redis, bundle.manifest.name, settings.lease_s)
 
     def stop(self) -> None:
@@ -127,7 +80,7 @@ class Succession:
             with suppress(queue.Empty):
                 self._wake.get(timeout=LOOK_S)
             if self._bury():
-                _free_memory()
+                free_memory()
             if not self._stopping and len(self._reigns) < MOST:
                 self._look()
             if not self._stopping and len(self._reigns) < MOST:
@@ -137,38 +90,6 @@ class Succession:
     def _reign_ended(self) -> None:
         self._wake.put(None)
 
-    def _load(self, bundle: Bundle, orphan: Orphan | None = None) -> Worker:
-        """A worker whose weights are loaded and warm, for jobs of its own or those of an orphan."""
-        started, settings = time.monotonic(), self._settings
-        worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        keys = Keys(bundle.manifest.name, orphan.revision if orphan else bundle.revision)
-        consumer = Consumer(self._redis_url, keys, worker_id, settings.queue_limits())
-        if orphan:
-            # Before it is loaded, so that one heir is loaded and not one in each process.
-            consumer.leave()
-        runtime = load_runtime(
-            bundle,
-            settings.runtime,
-            device=settings.device,
-            precision=settings.precision,
-            strict=settings.deterministic == "strict",
-        )
-        runtime.warm_up()
-        worker = Worker(
-            consumer,
-            runtime,
-            bundle,
-            table=SlotTable(settings.slots),
-            lease_s=settings.lease_s,
-            drain_s=settings.drain_s,
-            metrics=self._metrics,
-            observer=self._observer,
-            heir_of=orphan.manifest if orphan else None,
-        )
-        seconds = time.monotonic() - started
-        log.info("worker %s ready with %s on %s after %.1f s", worker_id, bundle.ref, runtime.name, seconds)
-        return worker
-
     def _look(self) -> None:
         """Let a new revision take over, if there is one that can be loaded."""
         asked, self._asked = self._asked, False
@@ -176,20 +97,31 @@ class Succession:
         if bundle is None:
             return
         log.info("loading %s beside %s", bundle.ref, self._watch.current.ref)
-        self._loading = True
-        try:
-            reign = Reign(bundle, self._load(bundle), bundle.revision)
-        except Exception as exc:
-            self._watch.refuse(bundle.revision, f"{exc}".strip().partition("\n")[0] or type(exc).__name__)
-            _free_memory()
-            return
-        finally:
-            self._loading = False
+        former = self._reigns[-1].worker
+        reign = self._attempt(
+            lambda: Reign(bundle, self._loader.load_successor(bundle, former), bundle.revision),
+            lambda exc: self._watch.refuse(bundle.revision, first_line(exc)),
+        )
         # A signal may have come meanwhile.
-        if not self._stopping:
+        if reign is not None and not self._stopping:
             self._watch.current = bundle
             self._reigns.append(reign)
             reign.begin(self._reign_ended)
+
+    def _attempt(self, load: Callable[[], Reign], refuse: Callable[[Exception], None]) -> Reign | None:
+        """What `load` returns; None if it raised, which `refuse` was told."""
+        reign = None
+        self._loading = True
+        try:
+            reign = load()
+        except Exception as exc:
+            refuse(exc)
+        finally:
+            self._loading = False
+        if reign is None:
+            # Not earlier, for the error's frames hold on to the weights.
+            free_memory()
+        return reign
 
     def _inherit(self) -> None:
         """Become the heir of a revision whose jobs nobody works on any more, if there is one.
@@ -204,18 +136,17 @@ class Succession:
         log.warning(
             "nobody works on the jobs of %s@%s: %s does", bundle.manifest.name, orphan.revision, bundle.ref
         )
-        self._loading = True
-        try:
-            reign = Reign(bundle, self._load(bundle, orphan), orphan.revision)
-        except Exception as exc:
-            log.warning("they wait, since it cannot be loaded once more: %s", describe(exc))
+
+        def put_off(error: Exception) -> None:
+            log.warning("they wait, since it cannot be loaded once more: %s", describe(error))
             self._orphans.put_off()
-            _free_memory()
-            return
-        finally:
-            self._loading = False
+
+        former = self._reigns[-1].worker
+        reign = self._attempt(
+            lambda: Reign(bundle, self._loader.load_heir(bundle, former, orphan), orphan.revision), put_off
+        )
         # A signal may have come meanwhile.
-        if not self._stopping:
+        if reign is not None and not self._stopping:
             reign.worker.leave()
             self._reigns.insert(0, reign)
             reign.begin(self._reign_ended)
@@ -275,10 +206,3 @@ class Succession:
                 self._metrics.model_info.remove(info.bundle, info.runtime, info.precision)
             log.info("%s@%s has ended", reign.bundle.manifest.name, reign.revision)
         return len(ended)
-
-
-def _free_memory() -> None:
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()

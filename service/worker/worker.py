@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from models.bundle import Bundle, Manifest
-from models.errors import MaskBitError
+from models.errors import MaskBitError, RuntimeLost
 from models.runtime.base import Pixels, Runtime
 from service.errors import ServiceError, Unavailable
 from service.jobs.consumer import Consumer
@@ -27,6 +27,7 @@ from service.worker.engine import Engine
 from service.worker.finisher import Finished, Finisher
 from service.worker.progress import Progress
 from service.worker.scheduler import Row, SlotTable
+from service.worker.stall import StallWatch
 from service.worker.task import NoObserver, Observer, Task
 
 log = logging.getLogger(__name__)
@@ -35,16 +36,12 @@ CLAIM_BLOCK_S = 1.0
 IDLE_WAIT_S = 1.0
 UNBLOCK_EVERY_S = 0.02
 PATIENCE_S = 5.0  # for a Redis that is away when the worker ends
-# A turn hangs when it takes longer than both; the process then ends, and the queue redelivers its jobs.
-STALL_FLOOR_S = 60.0
-STALL_FACTOR = 5  # times the longest turn so far
-STALLED = 3  # exit code
 QUIET_S = 3.0  # by then gateways have submitted again what Redis lost
 
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """What a worker announces about itself."""
+    """What a worker announces about itself; `passed_over`: why it has no runtime that would be faster."""
 
     bundle: str
     runtime: str
@@ -52,12 +49,14 @@ class WorkerInfo:
     device: str
     slots: int
     pid: int
+    passed_over: tuple[str, ...]
 
 
 class Worker:
     """Ties a consumer of the queue to an engine; `run` returns after `stop`, jobs finished or released.
 
-    `heir_of`: the revision whose queue it is, if that is not the one of `bundle`.
+    `heir_of`: the revision whose queue it is, if that is not the one of `bundle`. `passed_over` goes into
+    what it announces. `call_limit_s`: when a call of the runtime ends by itself, 0 where none does.
     """
 
     def __init__(
@@ -72,6 +71,8 @@ class Worker:
         metrics: WorkerMetrics,
         observer: Observer | None = None,
         heir_of: Manifest | None = None,
+        passed_over: tuple[str, ...] = (),
+        call_limit_s: float = 0.0,
     ) -> None:
         self.consumer = consumer
         self.metrics = metrics
@@ -81,8 +82,15 @@ class Worker:
         self._bundle = bundle
         self._heir_of = heir_of
         self.engine = Engine(runtime, bundle.manifest, table, self, metrics, observer=self._observer)
+        self._stall = StallWatch(self.engine, call_limit_s)
         self.info = WorkerInfo(
-            bundle.ref, runtime.name, runtime.precision, runtime.device_name, table.slots, os.getpid()
+            bundle.ref,
+            runtime.name,
+            runtime.precision,
+            runtime.device_name,
+            table.slots,
+            os.getpid(),
+            passed_over,
         )
         metrics.model_info.labels(bundle.ref, runtime.name, runtime.precision).set(1)
         self._jobs: dict[str, ClaimedJob] = {}
@@ -113,8 +121,8 @@ class Worker:
         patience.start()
         self._end(claimers)
         # After a crash nothing is given back uncounted, since a job of this worker may have caused it: its
-        # lease ends, and it is run alone elsewhere.
-        if self._crash is None:
+        # lease ends, and it is run alone elsewhere. That a server went away is the fault of no job.
+        if self._crash is None or isinstance(self._crash, RuntimeLost):
             self._release_rest()
         self._progress.close()
         self._finisher.close()
@@ -252,15 +260,9 @@ class Worker:
     def _beat(self) -> None:
         """Renew leases and the announcement; take over a lost job when there is room."""
         period = self.lease_s / 4
-        turns, seen_at, beats = -1, time.monotonic(), 0
+        beats = 0
         while not self._ended.wait(period):
-            now = time.monotonic()
-            if self.engine.turns != turns or self.engine.idle:
-                turns, seen_at = self.engine.turns, now
-            elif now - seen_at > max(STALL_FLOOR_S, STALL_FACTOR * self.engine.longest_turn_s):
-                # The engine's thread hangs in the model, so no exception can end this process.
-                log.critical("no step ended for %.0f s; the worker ends, its leases with it", now - seen_at)
-                os._exit(STALLED)
+            self._stall.look()
             lost = self.consumer.beat(self.consumer.held)
             if lost:
                 self._forget(lost)

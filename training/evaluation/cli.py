@@ -85,7 +85,7 @@ def tokenizer(
     with evaluation_ranks() as ranks:
         place = rank_device(device)
         instruments = _instruments(opened.manifest, features, inception_weights, judge, lpips, place)
-        runtime = load_runtime(opened, device=place)
+        runtime = load_runtime(opened, "torch", device=place)
         setup = Setup(opened, runtime, instruments, settings, ranks, choose_device(place))
         pictures = RealPictures(shards, limit, image_column, label_column)
         _print(evaluate_tokenizer(setup, pictures, out=out), ranks)
@@ -146,7 +146,7 @@ def generator(
     with evaluation_ranks() as ranks:
         place = rank_device(device)
         instruments = _instruments(opened.manifest, features, inception_weights, judge, None, place)
-        runtime = load_runtime(opened, device=place, precision=precision)
+        runtime = load_runtime(opened, "torch", device=place, precision=precision)
         setup = Setup(opened, runtime, instruments, settings, ranks, choose_device(place))
         if shards is not None:
             pictures = RealPictures(shards, limit, image_column, label_column)

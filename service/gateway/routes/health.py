@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from service.errors import Unavailable
 from service.gateway import openapi
-from service.gateway.answers import LiveAnswer, ReadyAnswer
+from service.gateway.answers import LiveAnswer, ReadyAnswer, WorkerAnswer
 from service.gateway.desk import DeskDep
 from service.gateway.gate import key_holder
 from service.gateway.served_model import ServedModel
@@ -35,7 +35,7 @@ async def readyz(request: Request, desk: DeskDep) -> Response:
     workers = await desk.catalogue.workers()
     answer = ReadyAnswer(ready=True, models={name: bool(its) for name, its in workers.items()})
     if not desk.keys.required or key_holder(desk.keys, request.headers) is not None:
-        answer.workers = [one for its in workers.values() for one in its]
+        answer.workers = [WorkerAnswer.model_validate(one) for its in workers.values() for one in its]
     return answer.response()
 
 

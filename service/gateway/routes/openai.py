@@ -26,6 +26,7 @@ from service.gateway.openai_schemas import (
     ModelCard,
     ModelList,
     TokenUsage,
+    VerificationCard,
     size_of,
 )
 from service.gateway.rendering import image_answer, pictures_of
@@ -129,7 +130,7 @@ async def model(name: str, desk: DeskDep) -> Response:
 
 async def _card(model: ServedModel) -> ModelCard:
     offer = model.offer
-    return ModelCard(
+    card = ModelCard(
         id=offer.model,
         object="model",
         created=offer.created_s,
@@ -142,3 +143,6 @@ async def _card(model: ServedModel) -> ModelCard:
         classes=len(offer.class_names) if offer.has_generator else 0,
         alive=bool(await model.fleet.living()),
     )
+    if (report := model.verification) is not None:
+        card.verification = VerificationCard.of(report)
+    return card
