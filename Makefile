@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
 PORT ?= 8000
+JOBS ?= 2
 PYTEST_ARGS ?=
 CHAOS_ARGS ?=
 
@@ -42,11 +43,11 @@ check: lint  ## lint, types (mypy strict), import contracts
 	@echo "== import-linter"
 	@$(BIN)/lint-imports --no-cache
 
-test: check  ## everything: check, then all tests (PYTEST_ARGS)
+test: check  ## everything: check, then all tests (JOBS at a time, PYTEST_ARGS)
 	@echo "== preparing Triton"
 	@$(BIN)/python -m tests.triton_fixtures || echo "its tests are skipped"
 	@echo "== pytest"
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 chaos: $(VENV)/.run  ## break the service on purpose: faults and mutants (CHAOS_ARGS, such as --controls)
 	@echo "== chaos"

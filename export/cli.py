@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -91,7 +92,7 @@ def verify(
     from export.verify import Verifier, parse_candidates, usual_candidates
     from models.bundle import open_bundle
     from models.errors import BundleError
-    from models.verification import FAILED, PASSED
+    from models.verification import FAILED, PASSED, read_verification
 
     named = None if runtimes is None else parse_candidates(runtimes)
     opened = open_bundle(bundle)
@@ -104,7 +105,10 @@ def verify(
     trial = Trial(opened.manifest, pictures, steps)
     verifier = Verifier(opened, trial, device, typer.echo)
     report = verifier.verify(named or usual_candidates(opened, device))
-    typer.echo(f"report in {report.write(opened.path)}")
+    former = None
+    with suppress(BundleError):
+        former = read_verification(opened.path)
+    typer.echo(f"report in {report.joined(former).write(opened.path)}")
     verdicts = [one.verdict for one in report.runtimes]
     if FAILED in verdicts or PASSED not in verdicts or (named and set(verdicts) != {PASSED}):
         raise typer.Exit(1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -76,6 +76,7 @@ def write_repository(bundle: Bundle, repository: Path, choice: Choice) -> int:
         )
         for name, spec in graph_specs(bundle.manifest).items()
     ]
+    _check_repository(repository, {graph.folder for graph in graphs})
     known = {graph.folder: _known(graph) for graph in graphs}
     number = 1 + max((number for versions in known.values() for number in versions), default=0)
     try:
@@ -88,6 +89,18 @@ def write_repository(bundle: Bundle, repository: Path, choice: Choice) -> int:
     except OSError as exc:
         raise ConfigError(f"{repository} cannot be written: {exc.strerror or exc}") from exc
     return number
+
+
+def _check_repository(folder: Path, own: Collection[Path]) -> None:
+    """Raise ConfigError for a folder in which there are things, but no models; `own` may be unfinished."""
+    try:
+        entries = list(folder.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        raise ConfigError(f"{folder} cannot be read: {exc.strerror}") from exc
+    if entries and not any(one in own or (one / CONFIG).exists() for one in entries):
+        raise ConfigError(f"{folder} holds other things than Triton's models; give a new or an empty folder")
 
 
 def _known(graph: Graph) -> dict[int, Version]:

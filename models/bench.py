@@ -117,13 +117,13 @@ def bench(
     if clock not in CLOCKS:
         raise InputError(f"clock is {clock!r}; allowed are {', '.join(CLOCKS)}")
     timer = Timer(place, CLOCKS[clock], rounds)
+    contenders, missing = load_contenders(bundle, place, runtimes)
     ceilings = measure_ceilings(place, timer.clock)
     yield f"{bundle.ref} on {place}, {clock} time; {hardware()}"
     yield (
         f"ceilings, measured now: {ceilings.flops / 1e12:.2f} TFLOP/s ({ceilings.product}), "
         f"{ceilings.bytes / 1e9:.0f} GB/s (copy)"
     )
-    contenders, missing = load_contenders(bundle, place, runtimes)
     yield from missing
     yield HEADER
     if steps is None:

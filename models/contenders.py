@@ -11,10 +11,10 @@ import torch
 
 from models.bundle import Bundle, Manifest
 from models.drawing import Drawing, draw, step_batch
-from models.errors import MaskBitError
+from models.errors import InputError, MaskBitError
 from models.published_way import PublishedWay
 from models.runtime.base import Integers, Pixels, Runtime
-from models.runtime.loading import TRITON_VARIABLE, Wish, choose_runtime
+from models.runtime.loading import RUNTIMES, TRITON_VARIABLE, Wish, choose_runtime
 from models.sampling_config import SamplingConfig
 
 
@@ -87,8 +87,11 @@ def load_contenders(
 ) -> tuple[list[Contender], list[str]]:
     """The published way and the runtimes `names`, warmed up, and a line about each that cannot be had.
 
-    A name is that of a runtime, with a precision if wanted: `torch`, `onnx:bf16`.
+    A name is that of a runtime, with a precision if wanted: `torch`, `onnx:bf16`; InputError for others.
     """
+    for name in names:
+        if name.partition(":")[0] not in RUNTIMES:
+            raise InputError(f"--runtimes holds {name!r}; allowed are {', '.join(RUNTIMES)}")
     contenders: list[Contender] = [Published(bundle, device)]
     missing = []
     for name in names:

@@ -31,17 +31,22 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(groups, channels, eps=1e-6)
 
 
+def _in_place() -> bool:
+    # A compiler plans memory by itself, and the question for the mode would cut its graph in two.
+    return not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+
+
 def silu(x: Tensor) -> Tensor:
     """SiLU of `x`, which is of no more use to the caller: in inference mode the result takes its place.
 
     On a CPU half of the time of such a pass goes into touching new memory.
     """
-    return F.silu(x, inplace=torch.is_inference_mode_enabled())
+    return F.silu(x, inplace=_in_place())
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:
     """x + y, where `x` is of no more use to the caller: see `silu`."""
-    return x.add_(y) if torch.is_inference_mode_enabled() else x + y
+    return x.add_(y) if _in_place() else x + y
 
 
 class ResBlock(nn.Module):

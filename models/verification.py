@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,19 @@ class Verification:
         if isinstance(values.get("runtimes"), list):
             values["runtimes"] = [_verdict(one) for one in values["runtimes"]]
         return from_mapping(cls, values)
+
+    def joined(self, former: Verification | None) -> Verification:
+        """This report, and what `former` measured of other runtimes if it was made alike."""
+        if former is None or former._made_like != self._made_like:
+            return self
+        known = {one.name for one in self.runtimes}
+        others = [one for one in former.runtimes if one.name not in known and one.verdict != UNAVAILABLE]
+        return replace(self, runtimes=(*self.runtimes, *others))
+
+    @property
+    def _made_like(self) -> tuple[object, ...]:
+        """What verdicts must have in common to stand in one report."""
+        return self.bundle, self.version, self.hardware, self.pictures, self.steps, dict(self.exports)
 
     def write(self, folder: Path) -> Path:
         """The file of this report in the bundle `folder`; ConfigError when it cannot be written."""

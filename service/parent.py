@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import threading
+from contextlib import suppress
 
 SUPERVISED = "MASKBIT_SUPERVISED"
 
@@ -40,7 +41,7 @@ done
 def watcher(pid: int, outlives_s: float) -> subprocess.Popen[bytes]:
     """A small process that ends the process `pid` when we have been gone for `outlives_s` seconds.
 
-    Close its standard input once `pid` has ended, and wait for it.
+    Give it to `end_watcher` once `pid` has ended.
     """
     return subprocess.Popen(
         ["sh", "-c", _WATCHER, "sh", str(pid), str(int(outlives_s))],
@@ -50,3 +51,13 @@ def watcher(pid: int, outlives_s: float) -> subprocess.Popen[bytes]:
         # Ctrl-C is for the supervisor alone.
         start_new_session=True,
     )
+
+
+def end_watcher(watcher: subprocess.Popen[bytes]) -> None:
+    """End what `watcher` returned."""
+    # To close its standard input would not do where a process that was forked from this one holds it, too.
+    with suppress(ProcessLookupError):
+        os.killpg(watcher.pid, signal.SIGKILL)
+    assert watcher.stdin is not None
+    watcher.stdin.close()
+    watcher.wait()

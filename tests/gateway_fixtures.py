@@ -30,6 +30,14 @@ def gateway_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.stop()
 
 
+@pytest.fixture
+def empty_redis(gateway_redis: str) -> str:
+    """The same Redis, emptied, for what does not depend on its version."""
+    with Redis.from_url(gateway_redis) as redis:
+        redis.flushall()
+    return gateway_redis
+
+
 @pytest.fixture(scope="module")
 def gateway(plain_bundle: Bundle, gateway_redis: str) -> Iterator[Gateway]:
     """One gateway for the tests of a module."""

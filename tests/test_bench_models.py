@@ -59,7 +59,7 @@ def test_the_report_compares_every_task_of_every_batch(tiny_bundle: Bundle) -> N
         bench(
             tiny_bundle,
             device="cpu",
-            runtimes=["torch", "torch:bf16", "nonesuch"],
+            runtimes=["torch", "torch:bf16", "tensorrt"],
             batches=[1, 3],
             steps=[2, 4],
             rounds=1,
@@ -68,7 +68,7 @@ def test_the_report_compares_every_task_of_every_batch(tiny_bundle: Bundle) -> N
     )
     assert lines[0].startswith(tiny_bundle.ref)
     assert "TFLOP/s" in lines[1]
-    assert lines[2].startswith("nonesuch: runtime is 'nonesuch'")
+    assert lines[2].startswith("tensorrt: ")
     rows = lines[4:]
     assert len(rows) == 2 * 5 * 3
     tasks = ["tokenize", "detokenize", "guided step", "picture, 2 steps", "picture, 4 steps"]
@@ -220,3 +220,8 @@ def test_a_bundle_is_opened_and_an_unknown_name_is_refused() -> None:
 def test_lists_of_numbers_are_checked(batches: str) -> None:
     with pytest.raises(InputError, match=r"--batches is .* such as 1,8,64"):
         bench_models("fruit", batches=batches)
+
+
+def test_a_runtime_that_there_is_not_is_refused_before_anything_is_measured(tiny_bundle: Bundle) -> None:
+    with pytest.raises(InputError, match="--runtimes holds 'tpu:fp32'; allowed are auto, torch, onnx"):
+        list(bench(tiny_bundle, runtimes=["torch", "tpu:fp32"], steps=()))

@@ -174,12 +174,12 @@ def test_commands_are_counted_one_by_one_however_many_come_together(noop_service
     done = {name: stats["calls"] - before.get(name, {"calls": 0})["calls"] for name, stats in after.items()}
     # The service goes on between the looks, and MONITOR leaves administrative commands out.
     assert cost.scripts == pytest.approx(done["cmdstat_evalsha"], abs=5)
-    assert cost.sent + cost.inside == pytest.approx(sum(done.values()), rel=0.05)
+    assert cost.sent + cost.inside == pytest.approx(sum(done.values()), rel=0.15)
     assert cost.sent > cost.scripts > 80
 
 
 def test_a_picture_of_16_steps_costs_redis_at_most_12_commands() -> None:
-    output = run_bench("redis", "--pictures", "40", "--clients", "4", "--jobs", "20")
+    output = run_bench("redis", "--pictures", "40", "--clients", "4", "--jobs", "100")
     costs = [float(cost) for cost in re.findall(r"clients +([\d.]+) sent", output)]
     assert len(costs) == 2
     assert 0 < min(costs) <= max(costs) <= 12

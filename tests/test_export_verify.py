@@ -283,12 +283,13 @@ def test_the_command_prints_a_table_and_writes_the_report(
     change_a_weight(bundle, "step.fp32.onnx")
     # Named but not there, or failed: both are code 1, and the report is written all the same.
     monkeypatch.delenv("MASKBIT_TRITON_URL", raising=False)
-    for named in ("onnx:fp32", "triton"):
+    for named, others in (("onnx:fp32", []), ("triton", ["onnx fp32"])):
         code, out, _ = run(str(bundle.path), "--runtimes", named, *few)
         assert code == 1
         report = verification_of(bundle)
         assert report is not None
-        (one,) = report.runtimes
+        one, *former = report.runtimes
+        assert [each.name for each in former] == others  # what was measured on the older export is gone
         assert one.runtime == named.partition(":")[0]
         assert one.reason is not None
         assert one.reason in out

@@ -24,20 +24,25 @@ from service.worker.orphans import Orphan, Orphans
 from service.worker.succession import Succession
 from tests.gateway_harness import until
 
-pytest_plugins = ["tests.redis_fixtures", "tests.gateway_fixtures"]
+pytest_plugins = ["tests.gateway_fixtures"]
 
 LEASE_S = 0.3
 
 
 @pytest.fixture
-def raw(redis_url: str) -> Iterator[Redis]:
-    with Redis.from_url(redis_url) as redis:
+def keys() -> Keys:
+    return Keys("fruit", uuid.uuid4().hex)
+
+
+@pytest.fixture
+def raw(empty_redis: str) -> Iterator[Redis]:
+    with Redis.from_url(empty_redis) as redis:
         yield redis
 
 
 @pytest.fixture
-def worker(redis_url: str, keys: Keys) -> Iterator[Consumer]:
-    consumer = Consumer(redis_url, keys, "some-worker", QueueLimits(lease_s=LEASE_S))
+def worker(empty_redis: str, keys: Keys) -> Iterator[Consumer]:
+    consumer = Consumer(empty_redis, keys, "some-worker", QueueLimits(lease_s=LEASE_S))
     yield consumer
     consumer.close()
 
@@ -109,10 +114,10 @@ def test_a_redis_that_is_away_has_no_orphans_and_a_manifest_of_nonsense_is_told(
 
 
 @pytest.fixture
-def process(redis_url: str, plain_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Iterator[Succession]:
+def process(empty_redis: str, plain_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Iterator[Succession]:
     """A worker process that looks often, in a thread, with the no-op runtime."""
     monkeypatch.setattr(succession, "LOOK_S", 0.05)
-    settings = Settings(redis_url=redis_url, bundle=str(plain_bundle.path), runtime="noop", lease_s=1)
+    settings = Settings(redis_url=empty_redis, bundle=str(plain_bundle.path), runtime="noop", lease_s=1)
     one = Succession(settings, WorkerMetrics(), None)
     thread = threading.Thread(target=one.run)
     thread.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from service.parent import watcher
+from service.parent import end_watcher, watcher
 from tests.gateway_harness import until
 
 
@@ -41,6 +42,16 @@ def test_a_watcher_ends_with_its_process(sleeper: subprocess.Popen[bytes]) -> No
     sleeper.wait()
     watching.stdin.close()
     watching.wait(10)
+
+
+def test_a_watcher_is_ended_though_another_process_holds_its_pipe(sleeper: subprocess.Popen[bytes]) -> None:
+    watching = watcher(sleeper.pid, outlives_s=0)
+    assert watching.stdin is not None
+    held = os.dup(watching.stdin.fileno())  # as a forked process has it
+    end_watcher(watching)
+    os.close(held)
+    assert watching.returncode is not None
+    assert sleeper.poll() is None
 
 
 def test_redis_ends_after_its_parent_was_killed(tmp_path: Path) -> None:

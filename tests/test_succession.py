@@ -22,7 +22,7 @@ from service.worker import succession
 from service.worker.succession import Succession
 from tests.gateway_harness import until
 
-pytest_plugins = ["tests.redis_fixtures", "tests.gateway_fixtures"]
+pytest_plugins = ["tests.gateway_fixtures"]
 
 
 class OnGpu(NoopRuntime):
@@ -86,13 +86,15 @@ def machine(monkeypatch: pytest.MonkeyPatch, plain_bundle: Bundle, tmp_path: Pat
 
 
 @pytest.fixture
-def start(redis_url: str, machine: Machine) -> Iterator[Callable[..., Succession]]:
+def start(empty_redis: str, machine: Machine) -> Iterator[Callable[..., Succession]]:
     """Start a worker process in a thread."""
     running: list[tuple[Succession, threading.Thread]] = []
 
     def one(**settings: Any) -> Succession:
         worker = Succession(
-            Settings(redis_url=redis_url, bundle=str(machine.folder), **settings), WorkerMetrics(), None
+            Settings(redis_url=empty_redis, bundle=str(machine.folder), lease_s=1, **settings),
+            WorkerMetrics(),
+            None,
         )
         thread = threading.Thread(target=worker.run)
         thread.start()
@@ -160,7 +162,7 @@ def test_the_patience_with_a_server_is_a_setting_and_no_hang_of_the_worker(
     [wish] = machine.wishes
     assert (wish.triton_timeout_s, wish.triton_deadline_s) == (7.0, 90.0)
     # A step of rows with and without guidance, their previews, pictures that are ready: four calls in a turn.
-    assert worker._reigns[0].worker._stall_floor_s > 4 * (90.0 + 7.0)
+    assert worker._reigns[0].worker._stall._floor_s > 4 * (90.0 + 7.0)
 
 
 def test_a_first_revision_takes_what_there_is_and_warns_of_a_gpu_that_it_does_not_use(

@@ -99,6 +99,18 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_a_folder_of_other_things_is_no_repository_and_one_of_other_models_is(
+    exported_tiny: Bundle, tmp_path: Path
+) -> None:
+    (tmp_path / "holiday.jpg").touch()
+    with pytest.raises(ConfigError, match="holds other things than Triton's models"):
+        write_repository(exported_tiny, tmp_path, Choice("python", "fp32"))
+    assert [one.name for one in tmp_path.iterdir()] == ["holiday.jpg"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.pbtxt").touch()
+    assert write_repository(exported_tiny, tmp_path, Choice("python", "fp32")) == 1
+
+
 def test_an_export_that_is_cut_off_shows_no_version(
     exported_tiny: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

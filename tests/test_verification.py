@@ -133,6 +133,25 @@ def test_a_report_that_is_not_as_it_should_be_is_refused(
     assert "\n" not in str(refused.value)
 
 
+def test_what_was_measured_of_other_runtimes_stays_in_a_report_that_is_made_alike(bundle: Bundle) -> None:
+    served = replace(HALF, runtime="triton")
+    slower = replace(HALF, numbers=replace(NUMBERS, step_ms=9.0))
+    former = report_on(bundle)
+    assert report_on(bundle, runtimes=(served,)).joined(former).runtimes == (served, HALF)
+    assert report_on(bundle, runtimes=(slower,)).joined(former).runtimes == (slower,)
+    assert report_on(bundle, runtimes=(served,)).joined(None).runtimes == (served,)
+    for name, value in {
+        "bundle": "another@0123456789ab",
+        "version": "0.2.0",
+        "hardware": "a GPU",
+        "pictures": 16,
+        "steps": 8,
+        "exports": {"onnx/export.json": "0" * 64},
+    }.items():
+        report = report_on(bundle, runtimes=(served,), **{name: value})
+        assert report.joined(former).runtimes == (served,)
+
+
 def test_a_report_on_another_revision_is_refused(bundle: Bundle) -> None:
     report_on(bundle, bundle="tiny@0123456789ab").write(bundle.path)
     with pytest.raises(BundleError, match=f"is of tiny@0123456789ab, not of {bundle.ref}"):

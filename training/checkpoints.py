@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,8 +115,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as exc:
-        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+    except Exception as exc:
+        # A damaged pickle raises whatever its bytes come to.
+        reason = f"{type(exc).__name__}: {_reason(exc)}"
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason})") from exc
     if not isinstance(state, dict) or not set(CONTENT) <= set(state):
         raise CheckpointError(f"{path}: not a checkpoint of a training run, which holds {', '.join(CONTENT)}")

@@ -23,7 +23,7 @@ TRITON_VARIABLE = "MASKBIT_TRITON_URL"
 RUNTIMES = ("auto", "torch", "onnx", "tensorrt", TRITON, "noop")
 # What `auto` tries, in this order. On a GPU it is expected from how they compute, and not measured.
 _ON_CUDA = ("tensorrt", "torch", "onnx")
-# Both are near each other: onnx is faster for tokenizers and single pictures, torch steps faster in batches.
+# Measured: level for one picture, onnx ahead for a batch (docs/runtimes.md).
 _ON_CPU = ("onnx", "torch")
 # What `auto` takes for a generator whose numbers do not fit into a precision.
 _WIDER = {"fp16": ("bf16", "fp32"), "bf16": ("fp32",)}

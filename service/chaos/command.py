@@ -24,6 +24,8 @@ _T = TypeVar("_T")
 
 _AT_ONCE = 2
 """Mutants that run at the same time."""
+_TRIES = 3
+"""Runs that a mutant has to show itself in: the processes are real, and when they are hit is chance."""
 
 
 def run_all(
@@ -100,12 +102,15 @@ def _broken(names: Sequence[str], folder: Path, say: Say, *, control: bool) -> b
 
 
 async def _found(name: str, folder: Path, turns: asyncio.Semaphore, say: Say) -> bool:
-    async with turns:
-        events = await _journal_of(trials.of_mutant(name, seed=1), folder / name)
-    verdict = check(events)
-    found = any(verdict.found[rule] for rule in MUTANTS[name].shows)
-    say(f"mutant {name:<20}  {'found by' if found else 'NOT FOUND'}: {report.violations(verdict)}")
-    return found
+    for seed in range(1, _TRIES + 1):
+        async with turns:
+            events = await _journal_of(trials.of_mutant(name, seed), folder / f"{name}-{seed}")
+        verdict = check(events)
+        found = any(verdict.found[rule] for rule in MUTANTS[name].shows)
+        say(f"mutant {name:<20}  {'found by' if found else 'not found'}: {report.violations(verdict)}")
+        if found:
+            return True
+    return False
 
 
 async def _holds(name: str, folder: Path, turns: asyncio.Semaphore, say: Say) -> bool:

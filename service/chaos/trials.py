@@ -59,15 +59,16 @@ _TRIALS = {
     "noack": _Trial(_POLLS, _WORKER_KILLS),
     "ack-before-result": _Trial(_POLLS, _WORKER_KILLS),
     "no-terminal-guard": _Trial({"poll": 0.7, "cancel": 0.3}, _WORKER_STOPS),
-    # Jobs that take longer than a lease, so that two workers draw them at the same time.
+    # Jobs that take longer than a lease, so that two workers draw them at the same time, and so many that
+    # each worker holds some whenever it is stopped.
     "steal-back": _Trial(
         _POLLS,
-        [(1.0, "worker-stop", "worker-0"), (4.0, "worker-stop", "worker-1")],
-        steps=(8,),
-        requests=12,
-        seconds=5.0,
-        step_s=0.25,
-        calm_s=15.0,
+        [(2.0, "worker-stop", "worker-0"), (6.0, "worker-stop", "worker-1")],
+        steps=(16,),
+        requests=36,
+        seconds=9.0,
+        step_s=0.2,
+        calm_s=20.0,
     ),
     # One gateway stands still while the other one turns, and then has requests before it has looked.
     "door-never-closed": _Trial(

@@ -16,7 +16,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from service.errors import Unavailable
-from service.parent import watcher
+from service.parent import end_watcher, watcher
 
 _OLDEST = (6, 2)
 _READY_TIMEOUT_S = 60.0
@@ -135,9 +135,7 @@ class RedisServer:
 
     def _end_watcher(self) -> None:
         if self._watcher is not None:
-            assert self._watcher.stdin is not None
-            self._watcher.stdin.close()
-            self._watcher.wait()
+            end_watcher(self._watcher)
             self._watcher = None
 
     def _lock_state_dir(self) -> None:
