@@ -27,13 +27,14 @@ from service.plan.simulation import Scene, simulate
 from service.plan.step_times import StepTimes
 
 CALL_S, ROW_S = 0.02, 0.001
-_PACED_SLOTS = 8
+_PACED_SLOTS, _MODEL_SLOTS = 8, 16
 _MOST_JOBS = 10_000
 _DEADLINE_S = 600.0
 _ROUNDS = 5
 _SERVICE_S = 2.0
 _FULL = 4  # times the slots, to fill them for long enough
 _WARM_UP = 8
+_THREADS = 1  # of the model: gateway, Redis and client are to have other cores
 HEADER = f"{'':10}{'workers':>8}{'load':>6}{'requests':>9}" + 2 * "  predicted  measured  ratio"
 
 
@@ -127,9 +128,9 @@ def predict(scene: Scene, arrivals: Sequence[Arrival]) -> Outcome:
 def measure_model(ref: str) -> StepTimes:
     """Step times of the bundle's own network, as the worker will choose it."""
     bundle = open_bundle(ref)
-    runtime = load_runtime(bundle, "torch")
+    runtime = load_runtime(bundle, "torch", threads=_THREADS)
     runtime.warm_up()
-    return measure(runtime, bundle, 16, _ROUNDS)
+    return measure(runtime, bundle, _MODEL_SLOTS, _ROUNDS)
 
 
 def measure_paced(ref: str) -> StepTimes:
@@ -157,6 +158,6 @@ def _paced(bundle: str, workers: int) -> AbstractContextManager[int]:
 
 @contextmanager
 def _model(bundle: str, slots: int) -> Iterator[int]:
-    settings = {"slots": slots, "open_jobs": _MOST_JOBS, "tenant_jobs": _MOST_JOBS}
+    settings = {"slots": slots, "threads": _THREADS, "open_jobs": _MOST_JOBS, "tenant_jobs": _MOST_JOBS}
     with running_service("torch", bundle=bundle, settings=settings) as service:
         yield service.port
