@@ -54,7 +54,7 @@ deploy-check: $(VENV)/.dev  ## images' files, compose, chart, dashboard and rule
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/test_chart*.py tests/test_images*.py \
 		tests/test_monitoring.py tests/test_plan*.py tests/test_probes.py tests/test_release.py tests/test_telemetry.py
 
-images: $(VENV)/.dev  ## build the gateway's and the CPU worker's image and try them (root, buildah, crun, mmdebstrap)
+images: $(VENV)/.dev  ## build the gateway's and the CPU worker's image and try them (root; buildah, mmdebstrap)
 	@echo "== images"
 	@MASKBIT_BUILD_IMAGES=1 $(BIN)/python -m pytest -s tests/test_images_built.py
 

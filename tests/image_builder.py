@@ -1,6 +1,6 @@
 """Builds the images without a Docker engine and runs them: read-only, without root and without capabilities.
 
-Needs root, Linux with overlayfs, and Debian's buildah, crun and mmdebstrap. The base is made of Debian's
+Needs root, Linux with overlayfs, and Debian's buildah and mmdebstrap. The base is made of Debian's
 packages, since no registry of images is asked; Python's are gathered by pip in a folder beforehand.
 """
 
@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,17 +18,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from packaging.utils import canonicalize_name
 
 from tests.documents import ROOT
 
-PROGRAMS = ("buildah", "crun", "mmdebstrap")
+PROGRAMS = ("buildah", "mmdebstrap")
 BASE = "localhost/python:3.11-slim-bookworm"
 PACKAGES = "--include=python3,python3-pip,python3-venv"
 # The project's build, and what Debian's Python 3.11.2 lacks beside the 3.11.16 of the true base.
 MORE = ("setuptools", "async-timeout")
 BUILD_TIMEOUT_S = 1800
 _WHEELS = "/wheels"
+_SPACES = ("--mount", "--pid", "--ipc", "--uts")
+_UNSHARE = ("unshare", *_SPACES, "--fork", "--kill-child", "--propagation=private")
+# The first argument is the root, the others are the command.
+_ENTER = """
+set -e
+mount --bind "$0" "$0"
+mount --rbind /dev "$0/dev"
+mount -t proc proc "$0/proc"
+mount -t tmpfs -o nosuid,nodev,mode=1777 tmpfs "$0/tmp"
+mount -o remount,bind,ro "$0"
+exec chroot "$0" "$@"
+"""
 
 
 def dockerfile(image: str) -> Path:
@@ -105,7 +119,7 @@ class Yard:
         """Start the image's own command, on the host's network."""
         name = self._call("from", "--pull-never", image.name).strip()
         self._containers.append(name)
-        return Container(self.folder / name, image, Path(self._call("mount", name).strip()), log, environment)
+        return Container(image, Path(self._call("mount", name).strip()), log, environment)
 
     def close(self) -> None:
         """Let go of all mounts."""
@@ -130,27 +144,33 @@ class Yard:
 
 
 class Container:
-    """A running container. Its root file system cannot be written to, and its user has no rights at all."""
+    """A running container. Its root file system cannot be written to, and its user has no rights at all.
 
-    def __init__(
-        self, folder: Path, image: Image, root: Path, log: Path, environment: Mapping[str, str]
-    ) -> None:
-        folder.mkdir()
-        self.log, self._name = log, folder.name
-        self._crun = ("crun", "--root", str(folder / "state"), "--cgroup-manager", "disabled")
-        (folder / "config.json").write_text(json.dumps(_oci_config(image, root, environment)))
+    Made of namespaces by util-linux alone, since container engines want a cgroup tree of their own.
+    """
+
+    def __init__(self, image: Image, root: Path, log: Path, environment: Mapping[str, str]) -> None:
+        self.log = log
+        user, _, group = image.config["User"].partition(":")
+        rights = ("--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all")
+        given = (f"{name}={value}" for name, value in environment.items())
+        self._as_user = (
+            *("setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups", *rights),
+            *("env", "--ignore-environment", *image.config["Env"], *given),
+        )
+        command = (*image.config["Entrypoint"], *image.config["Cmd"])
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [*self._crun, "run", "--bundle", str(folder), self._name],
+                [*_UNSHARE, "sh", "-c", _ENTER, str(root), *self._as_user, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
 
     def execute(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command inside."""
+        """Run a command inside, as the container's user."""
         return subprocess.run(
-            [*self._crun, "exec", self._name, *command],
+            ["nsenter", f"--target={self._first}", *_SPACES, "--root", "--wd", *self._as_user, *command],
             capture_output=True,
             text=True,
             timeout=60,
@@ -160,30 +180,14 @@ class Container:
     def stop(self) -> int:
         """SIGTERM to its first process, as container engines send it; the exit code."""
         if self.process.poll() is None:
-            _run(*self._crun, "kill", self._name, "TERM")
+            os.kill(self._first, signal.SIGTERM)
         return self.process.wait(60)
 
-
-def _oci_config(image: Image, root: Path, environment: Mapping[str, str]) -> dict[str, Any]:
-    user, _, group = image.config["User"].partition(":")
-    return {
-        "ociVersion": "1.0.2",
-        "root": {"path": str(root), "readonly": True},
-        "process": {
-            "args": [*image.config["Entrypoint"], *image.config["Cmd"]],
-            "capabilities": {},
-            "cwd": image.config.get("WorkingDir") or "/",
-            "env": [*image.config["Env"], *(f"{name}={value}" for name, value in environment.items())],
-            "noNewPrivileges": True,
-            "user": {"uid": int(user), "gid": int(group)},
-        },
-        "mounts": [
-            {"destination": "/proc", "type": "proc", "source": "proc"},
-            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
-            {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev"]},
-        ],
-        "linux": {"namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts")]},
-    }
+    @property
+    def _first(self) -> int:
+        """The first process of the container, by its number out here."""
+        [child] = psutil.Process(self.process.pid).children()
+        return child.pid
 
 
 def _run(*command: str) -> str:

@@ -44,12 +44,9 @@ def tool(name: str) -> str:
 
 def instructions(image: str) -> list[tuple[str, str]]:
     """Name and value of each instruction, comments left out."""
-    with dockerfile(image).open("rb") as file:
-        return [
-            (one["instruction"], one["value"])
-            for one in DockerfileParser(fileobj=file).structure
-            if one["instruction"] != "COMMENT"
-        ]
+    parser = DockerfileParser(str(dockerfile(image)))
+    found = [(one["instruction"], one["value"]) for one in parser.structure]
+    return [one for one in found if one[0] != "COMMENT"]
 
 
 def last_stage(image: str) -> list[tuple[str, str]]:

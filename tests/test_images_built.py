@@ -20,6 +20,7 @@ import httpx
 import pytest
 from packaging.utils import canonicalize_name
 from PIL import Image as Picture
+from prometheus_client.parser import text_string_to_metric_families
 
 from service.bench.running import free_port
 from service.jobs.redis_server import SAFE_SETTINGS, find_executable
@@ -37,7 +38,7 @@ _CHOICES = ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS")
 
 @pytest.fixture(scope="module")
 def yard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
-    assert not missing(), f"it needs {', '.join(missing())}: apt-get install buildah crun mmdebstrap, as root"
+    assert not missing(), f"it needs {', '.join(missing())}: apt-get install buildah mmdebstrap, as root"
     yard = Yard(tmp_path_factory.mktemp("images"))
     yield yard
     yard.close()
@@ -121,7 +122,7 @@ def service(
     service = Service(yard, images, folder, redis_port)
     try:
         # Without Redis both live and say what they lack.
-        until(lambda: "no" in service.health("gateway").stderr, READY_TIMEOUT_S)
+        until(lambda: "is not ready" in service.health("gateway").stderr, READY_TIMEOUT_S)
         with redis_on(redis_port, folder):
             until(lambda: _is_healthy(service), READY_TIMEOUT_S)
             yield service
@@ -145,7 +146,13 @@ def test_a_picture_is_drawn_and_tokenized_by_the_images(service: Service) -> Non
     assert told.status_code == 200, told.text
     grid = told.json()["indices"]
     assert len({len(row) for row in grid}) == 1
-    assert service.client.get("/metrics").text.count("maskbit_jobs_total{") == 2
+    done = {
+        sample.labels["kind"]: sample.value
+        for family in text_string_to_metric_families(service.client.get("/metrics").text)
+        for sample in family.samples
+        if sample.name == "maskbit_jobs_total" and sample.labels["outcome"] == "done"
+    }
+    assert (done["generate"], done["tokenize"]) == (1, 1)
 
 
 @pytest.mark.parametrize("part", ["gateway", "worker"])
@@ -197,7 +204,7 @@ def test_other_commands_of_an_image_work_too(service: Service) -> None:
 
 
 def test_a_label_that_lies_about_the_version_fails_the_build(yard: Yard, images: dict[str, Image]) -> None:
-    with pytest.raises(AssertionError, match=r"maskbit 9\.9\.9"):
+    with pytest.raises(AssertionError, match="maskbit --version"):
         yard.build("gateway", VERSION="9.9.9")
 
 

@@ -5,6 +5,7 @@ Measured through the engine, so that noise, padding and book-keeping are part of
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,7 +16,7 @@ import numpy as np
 
 from models.bench import hardware
 from models.bundle import Bundle, open_bundle
-from models.drawing import generator_of
+from models.drawing import draw, generator_of
 from models.errors import MaskBitError
 from models.runtime.base import Pixels, Runtime
 from models.runtime.loading import load_runtime
@@ -38,17 +39,13 @@ Sizes = tuple[int, ...]
 
 
 class _Clerk:
-    """Keeps the pictures of completed tasks."""
-
-    def __init__(self) -> None:
-        self.pictures: list[Pixels] = []
+    """Nobody asks for the pictures."""
 
     def progressed(self, task: Task, row: Row, preview: Pixels | None) -> None:
         """Nobody follows."""
 
     def completed(self, task: Task) -> None:
-        """The pictures are there."""
-        self.pictures += task.pictures.values()
+        """They are there."""
 
     def failed(self, task: Task, error: MaskBitError) -> None:
         """No task of a benchmark may fail."""
@@ -82,27 +79,32 @@ def lines_of(times: StepTimes) -> Iterator[str]:
 
 def measure(runtime: Runtime, bundle: Bundle, slots: int, rounds: int) -> StepTimes:
     """The times of `runtime`, without those of a service."""
-    rows = _sizes(runtime, ROWS_PER_SLOT * slots)
-    pictures = [_decoded(runtime, bundle, size, rounds) for size in _sizes(runtime, slots)]
-    [picture] = pictures[0][1][:1]
-    began = time.perf_counter()
-    files = [picture_file(picture, "png") for _ in range(_FILES)]
-    file_s = (time.perf_counter() - began) / _FILES
+    steps, pictures = _sizes(runtime, ROWS_PER_SLOT * slots), _sizes(runtime, slots)
+    file_s, file_bytes = _file(runtime, bundle)
     return StepTimes(
         hardware=hardware(),
         model=bundle.ref,
         runtime=f"{runtime.name} {runtime.precision} on {runtime.device_name}",
         sampling=bundle.manifest.sampling,
         slots=slots,
-        buckets=tuple(range(1, rows[-1] + 1)) if runtime.buckets == _UNPADDED else runtime.buckets,
-        step_s={size: _stepped_s(runtime, bundle, size, slots, rounds) for size in rows},
-        decode_s={size: second for size, (second, _) in zip(_sizes(runtime, slots), pictures, strict=True)},
-        encode_s={size: _encoded_s(runtime, bundle, size, rounds) for size in _sizes(runtime, CODEC_IMAGES)},
+        buckets=tuple(range(1, steps[-1] + 1)) if runtime.buckets == _UNPADDED else runtime.buckets,
+        step_s=_medians({size: _steps(runtime, bundle, size, rounds) for size in steps}, rounds),
+        decode_s=_medians({size: _decodes(runtime, bundle, size) for size in pictures}, rounds),
+        encode_s=_medians(
+            {size: _encodes(runtime, bundle, size) for size in _sizes(runtime, CODEC_IMAGES)}, rounds
+        ),
         file_s=file_s,
-        file_bytes=len(files[0]),
+        file_bytes=file_bytes,
         service_s=0.0,
         source="maskbit bench steps",
     )
+
+
+def _medians(calls: dict[int, Iterator[float]], rounds: int) -> dict[int, float]:
+    """Of `rounds` calls of each size, which take turns, so that what disturbs them for a while hits all."""
+    found = [{size: next(seconds) for size, seconds in calls.items()} for _ in range(rounds + 1)]
+    # The first round warms up.
+    return {size: median(one[size] for one in found[1:]) for size in calls}
 
 
 def _sizes(runtime: Runtime, most: int) -> Sizes:
@@ -113,15 +115,14 @@ def _sizes(runtime: Runtime, most: int) -> Sizes:
     return smaller + runtime.buckets[len(smaller) : len(smaller) + 1]
 
 
-def _engine(runtime: Runtime, bundle: Bundle, slots: int) -> tuple[Engine, _Clerk]:
-    clerk = _Clerk()
-    return Engine(runtime, bundle.manifest, SlotTable(slots), clerk, WorkerMetrics()), clerk
+def _engine(runtime: Runtime, bundle: Bundle, slots: int) -> Engine:
+    return Engine(runtime, bundle.manifest, SlotTable(slots), _Clerk(), WorkerMetrics())
 
 
-def _stepped_s(runtime: Runtime, bundle: Bundle, rows: int, slots: int, rounds: int) -> float:
-    """Seconds of a step of `rows` network rows: pictures with guidance, and one without where it is odd."""
-    engine, _ = _engine(runtime, bundle, max(slots, (rows + 1) // ROWS_PER_SLOT))
-    # Two steps more: one to warm up, and the last one, which would finish pictures.
+def _steps(runtime: Runtime, bundle: Bundle, rows: int, rounds: int) -> Iterator[float]:
+    """Seconds of steps of `rows` network rows: pictures with guidance, and one without where it is odd."""
+    engine = _engine(runtime, bundle, rows)
+    # One more than are timed: the last one would finish the pictures.
     guided = replace(
         bundle.manifest.sampling,
         steps=rounds + 2,
@@ -132,31 +133,35 @@ def _stepped_s(runtime: Runtime, bundle: Bundle, rows: int, slots: int, rounds: 
     )
     _submit(engine, bundle, rows // ROWS_PER_SLOT, guided)
     _submit(engine, bundle, rows % ROWS_PER_SLOT, replace(guided, guidance_scale=0.0))
-    engine.step(engine.schedule())
-    return median(_seconds(lambda: engine.step(engine.schedule())) for _ in range(rounds))
+    while True:
+        yield _seconds(lambda: engine.step(engine.schedule()))
 
 
-def _decoded(runtime: Runtime, bundle: Bundle, count: int, rounds: int) -> tuple[float, list[Pixels]]:
-    """Seconds until `count` pictures that are drawn are decoded, and the pictures."""
-    engine, clerk = _engine(runtime, bundle, count)
-    found = []
-    for _ in range(rounds + 1):
+def _decodes(runtime: Runtime, bundle: Bundle, count: int) -> Iterator[float]:
+    """Seconds of decoding `count` pictures that are drawn together."""
+    engine = _engine(runtime, bundle, count)
+    while True:
         _submit(engine, bundle, count, replace(bundle.manifest.sampling, steps=1, guidance_scale=0.0))
         engine.step(engine.schedule())
-        found.append(_seconds(engine.finish))
-    return median(found[1:]), clerk.pictures
+        yield _seconds(engine.finish)
 
 
-def _encoded_s(runtime: Runtime, bundle: Bundle, count: int, rounds: int) -> float:
-    """Seconds until `count` pictures are tokenized."""
-    engine, _ = _engine(runtime, bundle, 1)
-    side, found = bundle.manifest.image_size, []
+def _encodes(runtime: Runtime, bundle: Bundle, count: int) -> Iterator[float]:
+    """Seconds of tokenizing `count` pictures together."""
+    engine, side = _engine(runtime, bundle, 1), bundle.manifest.image_size
     images = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
-    for number in range(rounds + 1):
+    for number in itertools.count():
         engine.submit(Task(str(number), TokenizeJob.of(images)))
         engine.schedule()
-        found.append(_seconds(engine.run_codec))
-    return median(found[1:])
+        yield _seconds(engine.run_codec)
+
+
+def _file(runtime: Runtime, bundle: Bundle) -> tuple[float, int]:
+    """Seconds to make a drawn picture's file, and its bytes."""
+    picture = runtime.decode(draw(runtime, bundle.manifest, bundle.manifest.sampling, [0], [0]))[0]
+    began = time.perf_counter()
+    files = [picture_file(picture, "png") for _ in range(_FILES)]
+    return (time.perf_counter() - began) / _FILES, len(files[0])
 
 
 def _submit(engine: Engine, bundle: Bundle, count: int, sampling: SamplingConfig) -> None:
