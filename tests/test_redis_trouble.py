@@ -86,12 +86,13 @@ def test_a_user_without_enough_rights_is_a_redis_that_does_not_answer(
         finally:
             await link.close()
 
-    raw.execute_command("ACL", "SETUSER", "limited", "on", ">word", "~*", *rights.split())
+    execute: Any = raw.execute_command
+    execute("ACL", "SETUSER", "limited", "on", ">word", "~*", *rights.split())
     try:
         with caplog.at_level("INFO"):
             asyncio.run(ask())
     finally:
-        raw.execute_command("ACL", "DELUSER", "limited")
+        execute("ACL", "DELUSER", "limited")
     assert re.search("a call is given up: .*(permission|The user)", caplog.text)
 
 
