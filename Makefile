@@ -51,7 +51,7 @@ test: check  ## everything: check, then all tests (JOBS at a time, PYTEST_ARGS)
 
 deploy-check: $(VENV)/.dev  ## images' files, compose, chart, dashboard and rules, capacity, release; a part of test
 	@echo "== deploy-check"
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/test_chart*.py tests/test_images*.py \
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/test_chart*.py tests/test_cluster_pods.py tests/test_images.py \
 		tests/test_monitoring.py tests/test_plan*.py tests/test_probes.py tests/test_release.py tests/test_telemetry.py
 
 images: $(VENV)/.dev  ## build the gateway's and the CPU worker's image and try them (root; buildah, mmdebstrap)

@@ -23,7 +23,7 @@ WORKDIR /src
 COPY constraints.txt deploy/docker/constraints-gpu.txt deploy/docker/requirements.py pyproject.toml ./
 # The environment has no pip of its own: the image's installs into it. PyTorch's headers and tests stay behind.
 RUN python3 -m venv --without-pip /opt/maskbit \
-    && python3 requirements.py tensorrt triton tracing > requirements.txt \
+    && python3 requirements.py export tensorrt triton tracing > requirements.txt \
     && python3 -m pip --python /opt/maskbit/bin/python install --requirement requirements.txt onnxruntime-gpu \
     && rm -r /opt/maskbit/lib/python3*/site-packages/torch/include /opt/maskbit/lib/python3*/site-packages/torch/test \
     && find /opt/maskbit/lib/python3*/site-packages/torch/bin -mindepth 1 ! -name torch_shm_manager -delete \
