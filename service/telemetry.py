@@ -11,9 +11,11 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 
 from service.errors import (
     DeadlineUnmeetable,
+    NoWorker,
     QueueFull,
     QuotaExceeded,
     RateLimited,
+    ServiceError,
     TenantLimit,
     TooManyFailedKeys,
     Unavailable,
@@ -84,13 +86,21 @@ class GatewayMetrics:
             "maskbit_jobs", "Accepted jobs that ended", ["model", "kind", "outcome"], registry=registry
         )
         self._shed = Counter("maskbit_shed", "Requests turned away", ["reason"], registry=registry)
+        self._no_worker = Counter(
+            "maskbit_no_worker",
+            "Requests for a model turned away since no worker of it was alive",
+            ["model"],
+            registry=registry,
+        )
         self._failed_keys = Counter("maskbit_failed_keys", "Requests with a wrong API key", registry=registry)
         self._begin_at_zero(models)
 
     def _begin_at_zero(self, models: Iterable[str]) -> None:
         """Show what may be counted: Prometheus sees no increase from nothing to one."""
-        for model, kind, outcome in product(models, KINDS, _OUTCOMES.values()):
-            self._jobs.labels(model, kind, outcome)
+        for model in models:
+            self._no_worker.labels(model)
+            for kind, outcome in product(KINDS, _OUTCOMES.values()):
+                self._jobs.labels(model, kind, outcome)
         for reason in _REASONS:
             self._shed.labels(reason.code)
 
@@ -109,9 +119,11 @@ class GatewayMetrics:
             seconds = _seconds(view.created_ms, view.started_ms)
             self._queue_wait.labels(model, view.kind).observe(seconds)
 
-    def shed(self, reason: str) -> None:
-        """A request was turned away; `reason` is an error code of the service."""
-        self._shed.labels(reason).inc()
+    def shed(self, reason: ServiceError) -> None:
+        """A request was turned away."""
+        self._shed.labels(reason.code).inc()
+        if isinstance(reason, NoWorker):
+            self._no_worker.labels(reason.model).inc()
 
     def key_failed(self) -> None:
         """A request came with a wrong API key."""

@@ -104,6 +104,52 @@ AXES: tuple[tuple[Values, ...], ...] = (
     ),
 )
 
+# Names that YAML takes for something else where they stand bare.
+_NUMBERS: Values = {
+    "models": [
+        _model({**_CLAIM, "claim": "123", "ref": "5", "manifestConfigMap": "0x1f"}, "14"),
+        _model({**_HUB, "revision": "1e5"}, "true"),
+        _model({"source": "image", "ref": "1_000", "manifestConfigMap": "null"}, "1e5"),
+    ],
+    "nameOverride": "12",
+    "images": {"registry": "10", "tag": "30", "pullSecrets": ["7"]},
+    "hub": {
+        "token": {"secret": "8", "key": "9"},
+        "cache": {"enabled": True, "storageClass": "10", "size": 5},
+    },
+    "apiKeys": {"secret": "11", "key": "12"},
+    "serviceAccount": {"name": "13"},
+    "topologySpread": {"keys": ["14"]},
+    "gateway": {
+        "priorityClassName": "15",
+        "settings": {"allowed_hosts": "16"},
+        "ingress": {"enabled": True, "className": "17", "hosts": ["18"], "tls": {"secret": "19"}},
+        "httpRoute": {"enabled": True, "parentRefs": [{"name": "20"}], "requestTimeout": "21s"},
+    },
+    "worker": {
+        "runtimeClassName": "22",
+        "nodeSelector": {"23": "24"},
+        "podLabels": {"25": "26"},
+        "autoscaling": {"type": "keda", "keda": {**_KEDA, "authenticationRef": {"name": "27"}}},
+    },
+    "redis": {
+        "password": {"secret": "28", "key": "29"},
+        "internal": {"storage": {"class": "30", "size": 31}},
+    },
+    "triton": {"enabled": True, "repository": {"claim": "32", "path": "33"}, "shmSize": 34},
+    "monitoring": {"podMonitor": {"enabled": True}, "labels": {"release": "35"}},
+    "test": {"apiKey": {"secret": "36", "key": "37"}},
+    "commonLabels": {"team": "38"},
+}
+_CERTIFICATES: Values = {
+    "models": [_model({**_HUB, "manifestConfigMap": "no"}, "0")],
+    "hub": {"download": "job", "cache": {"enabled": True, "existingClaim": "1"}},
+    "redis": {
+        "mode": "external",
+        "external": {"host": "2", "tls": {"enabled": True, "caSecret": "3", "certSecret": "4"}},
+    },
+}
+
 
 def merged(*parts: Values) -> dict[str, Any]:
     """Values over one another, as Helm does with several files."""
@@ -141,12 +187,12 @@ def covering() -> list[tuple[int, ...]]:
 
 @cache
 def cases() -> dict[str, dict[str, Any]]:
-    """Values by name: the examples, and combinations of all axes."""
+    """Values by name: the examples, combinations of all axes, and names that look like numbers."""
     found: dict[str, dict[str, Any]] = {path.stem: yaml.safe_load(path.read_text()) for path in EXAMPLES}
     for choice in covering():
         values = merged(*(axis[one] for axis, one in zip(AXES, choice, strict=True)))
         found["-".join(map(str, choice))] = values
-    return found
+    return found | {"numbers": dict(_NUMBERS), "numbers-external": dict(_CERTIFICATES)}
 
 
 @cache

@@ -80,7 +80,9 @@ CUSTOM: dict[str, Validator] = {
     "PodMonitor": _kind(
         "monitoring.coreos.com/v1",
         "PodMonitor",
-        _object({"selector": _SELECTOR, "podMetricsEndpoints": _ENDPOINTS}),
+        _object(
+            {"selector": _SELECTOR, "podMetricsEndpoints": _ENDPOINTS}, {"podTargetLabels": _list(_TEXT)}
+        ),
     ),
     "PrometheusRule": _kind(
         "monitoring.coreos.com/v1",

@@ -114,6 +114,13 @@ def own_version() -> str:
     return str(tomllib.loads(read("pyproject.toml"))["project"]["version"])
 
 
+@pytest.mark.parametrize("name", ["14", "1e5", "true"])
+def test_a_release_may_be_called_like_a_number(name: str) -> None:
+    for manifest in render(cases()["gpu"], name=name):
+        assert problems(manifest, VERSIONS[-1]) == []
+        assert manifest["metadata"]["labels"]["app.kubernetes.io/instance"] == name
+
+
 # -- one whole -----------------------------------------------------------------------------------------------
 
 
@@ -233,8 +240,13 @@ def test_long_running_containers_have_all_three_probes_and_others_none(case: str
     for name, deployment in by_kind(rendered(case), "Deployment").items():
         if "-worker-" in name:
             [worker] = deployment["spec"]["template"]["spec"]["containers"]
-            assert worker["startupProbe"]["httpGet"] == worker["readinessProbe"]["httpGet"]
-            assert worker["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "metrics"}
+            paths = [worker[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")]
+            assert [one["path"] for one in paths] == ["/startupz", "/livez", "/readyz"]
+            assert {one["port"] for one in paths} == {"metrics"}
+        elif "-gateway" in name:
+            [gateway] = deployment["spec"]["template"]["spec"]["containers"]
+            # Without workers too: jobs are still to be looked at, and what is turned away wakes one.
+            assert gateway["readinessProbe"]["httpGet"] == {"path": "/readyz?workers=0", "port": "http"}
 
 
 def test_weights_have_as_long_to_load_as_is_said() -> None:

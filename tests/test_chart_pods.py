@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -158,6 +159,65 @@ def test_helm_test_fails_in_one_line_where_nobody_answers() -> None:
     assert failed.returncode == 1
     assert len(failed.stderr.splitlines()) == 1
     assert "refused" in failed.stderr
+
+
+def test_helm_test_tells_in_one_line_of_an_answer_that_is_none_of_ours() -> None:
+    [smoke] = pod_of(render(), "demo-maskbit-test")["containers"]
+    answers = {
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{": "IncompleteRead",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>": "JSONDecodeError",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]": "TypeError",
+        b"HTTP/1.1 404 Not Found\r\nContent-Length: 8\r\n\r\nno\nroute": "no route",
+        b"nonsense\r\n\r\n": "BadStatusLine",
+    }
+    for answer, word in answers.items():
+        with saying(answer) as port:
+            failed = run(smoke, f"http://127.0.0.1:{port}", "0", "fruit")
+        assert failed.returncode == 1
+        assert len(failed.stderr.splitlines()) == 1, failed.stderr
+        assert word in failed.stderr
+
+
+@contextmanager
+def saying(answer: bytes) -> Iterator[int]:
+    """A server that says `answer` to whoever comes first; yields its port."""
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join()
+
+
+# -- a password that changes ---------------------------------------------------------------------------------
+
+
+def test_while_a_password_changes_both_are_right(redis_executable: str) -> None:
+    [command] = [
+        line
+        for block in blocks((CHART / "README.md").read_text(), "sh")
+        for line in block.splitlines()
+        if "acl" in line
+    ]
+    arguments = shlex.split(command.partition("redis-cli ")[2].replace("$new", "new"))
+    port = free_port()
+    place = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--requirepass", "old"]
+    with subprocess.Popen([redis_executable, *place], stdout=subprocess.DEVNULL) as process:
+        try:
+            until(lambda: listens(port))
+            with Redis(port=port, password="old") as redis:
+                redis.execute_command(*arguments)
+                for password in ("old", "new"):
+                    with connect(f"redis://:{password}@127.0.0.1:{port}/0") as client:
+                        assert client.ping()
+        finally:
+            process.terminate()
 
 
 # -- a Redis with TLS ----------------------------------------------------------------------------------------

@@ -219,10 +219,13 @@ def test_no_manifest_has_a_password_in_clear() -> None:
 # -- network -------------------------------------------------------------------------------------------------
 
 OUTSIDE = ipaddress.IPv4Address("93.184.216.34")
+OUTSIDE_6 = ipaddress.IPv6Address("2600:1f18::1")
+PRIVATE_6 = ipaddress.IPv6Address("fd00::1")
 CLOUD_METADATA = ipaddress.IPv4Address("169.254.169.254")
+NODE_DNS = ipaddress.IPv4Address("169.254.20.10")
 KUBE_DNS = {"k8s-app": "kube-dns"}
 
-Pod = dict[str, str] | ipaddress.IPv4Address
+Pod = dict[str, str] | ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def labels(manifests: list[Manifest], component: str) -> dict[str, str]:
@@ -346,6 +349,27 @@ def test_only_workers_that_download_have_a_way_out() -> None:
         if download == "job":
             assert allowed(manifests, "out", labels(manifests, "hub"), OUTSIDE, 443)
             assert not allowed(manifests, "out", labels(manifests, "hub"), CLOUD_METADATA, 443)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [
+        ("https://huggingface.co", 443),
+        ("https://mirror.example.com:8443/hub", 8443),
+        ("http://mirror", 80),
+        ("http://[fd00::2]:81", 81),
+    ],
+)
+def test_downloads_may_reach_the_port_of_the_hub_alone_in_both_families(endpoint: str, port: int) -> None:
+    hub = {"name": "hub", "bundle": {"source": "hub", "ref": "a/b", "revision": "v1"}}
+    manifests = render({"models": [hub], "hub": {"endpoint": endpoint}})
+    for pod in (labels(manifests, "gateway"), labels(manifests, "worker")):
+        for address in (OUTSIDE, OUTSIDE_6):
+            found = {one for one in (80, 81, 443, 8443) if allowed(manifests, "out", pod, address, one)}
+            assert found == {port}
+        assert not allowed(manifests, "out", pod, PRIVATE_6, port)
+        assert allowed(manifests, "out", pod, NODE_DNS, 53)
+        assert not allowed(manifests, "out", pod, NODE_DNS, port)
 
 
 def test_a_worker_downloads_nothing_itself() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.chart_fixtures import CHART, Manifest, cases, merged, render, rendered
+from tests.chart_fixtures import CHART, EXAMPLES, Manifest, cases, merged, render, rendered
 
 CASES = sorted(cases())
 # What was released, by case: change it with the major version alone, and say in the changelog what to do.
@@ -74,6 +74,14 @@ def next_chart(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_next_version_changes_no_immutable_field(case: str, next_chart: Path) -> None:
     new = render(merged(cases()[case], CHANGED), of=next_chart)
     assert all_immutable(new) == all_immutable(rendered(case))
+
+
+@pytest.mark.parametrize("example", [path.stem for path in EXAMPLES])
+def test_a_first_release_becomes_each_example_without_a_change_of_an_immutable_field(example: str) -> None:
+    old, new = all_immutable(render()), all_immutable(rendered(example))
+    both = old.keys() & new.keys()
+    assert "Deployment/demo-maskbit-gateway" in both
+    assert {key: new[key] for key in both} == {key: old[key] for key in both}
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -228,6 +228,32 @@ def test_a_models_workers_differ_by_what_it_says_alone() -> None:
 
 
 @pytest.mark.parametrize(
+    ("cpu", "device", "given", "threads"),
+    [
+        ("1", "cpu", None, "1"),
+        ("1500m", "cpu", None, "2"),
+        ("2000m", "cpu", None, "2"),
+        ("250m", "cpu", None, "1"),
+        ("2.5", "cpu", None, "3"),
+        (16, "cpu", None, "16"),
+        (None, "cpu", None, "0"),
+        ("4", "cpu", 0, "0"),
+        ("4", "cpu", 3, "3"),
+        ("4", "cuda", None, None),
+        ("4", "cuda", 2, "2"),
+    ],
+)
+def test_a_worker_on_the_cpu_has_as_many_threads_as_it_asks_for_cores(
+    cpu: str | int | None, device: str, given: int | None, threads: str | None
+) -> None:
+    requests = {"requests": {"cpu": cpu}}
+    worker = {"device": device, "resources": requests, "settings": {"threads": given}}
+    pod = by_kind(render({"worker": worker}), "Deployment")["demo-maskbit-worker-fruit"]["spec"]["template"]
+    env = {one["name"]: one.get("value") for one in pod["spec"]["containers"][0]["env"]}
+    assert env.get("MASKBIT_THREADS") == threads
+
+
+@pytest.mark.parametrize(
     ("triton", "given", "runtime", "url"),
     [
         ({}, None, None, None),

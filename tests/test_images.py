@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from importlib.metadata import distribution
 from pathlib import Path
@@ -21,10 +24,14 @@ from compose_spec import PyCompose
 from dockerfile_parse import DockerfileParser
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
+from service.bench.running import free_port
 from service.jobs.redis_server import SAFE_SETTINGS
 from service.settings import Settings
 from tests.documents import ROOT
+from tests.gateway_harness import until
 from tests.image_builder import dockerfile, pins, requirements_of
 
 IMAGES = ("gateway", "worker-cpu", "worker-gpu")
@@ -309,11 +316,60 @@ def test_a_profile_chooses_the_worker_and_everything_else_always_runs() -> None:
     assert device["capabilities"] == ["gpu"]
 
 
+def redis_script() -> str:
+    """What the shell runs before Redis takes its place."""
+    shell, flag, script = SERVICES["redis"]["command"]
+    assert (shell, flag) == ("sh", "-c")
+    return str(script)
+
+
 def test_redis_keeps_every_accepted_job() -> None:
-    words = SERVICES["redis"]["command"][1:]
+    words = shlex.split(redis_script().partition("exec redis-server ")[2])
     options = dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2], strict=True))
-    assert SAFE_SETTINGS.items() <= options.items()
+    assert {**SAFE_SETTINGS, "save": ""}.items() <= options.items()
     assert "redis:/data" in SERVICES["redis"]["volumes"]
+
+
+@contextmanager
+def redis_of_compose(folder: Path) -> Iterator[Redis]:
+    """Redis by the command of compose.yaml, with a folder and a port of its own, until it is killed."""
+    if shutil.which("redis-cli") is None:
+        if os.environ.get("MASKBIT_REQUIRE_ALL") == "1":
+            pytest.fail("there is no redis-cli on PATH, and MASKBIT_REQUIRE_ALL=1 demands it")
+        pytest.skip("there is no redis-cli on PATH")
+    port = free_port()
+    script = redis_script().replace("redis-cli", f"redis-cli -p {port}")
+    script = script.replace("redis-server", f"redis-server --port {port} --dir {folder}")
+    process = subprocess.Popen(["sh", "-c", script], stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        with Redis(port=port) as redis:
+            until(lambda: _answers(redis))
+            yield redis
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _answers(redis: Redis) -> bool:
+    with suppress(RedisConnectionError):
+        return bool(redis.ping())
+    return False
+
+
+def test_what_follows_a_half_written_transaction_is_not_lost_with_it_under_compose(tmp_path: Path) -> None:
+    with redis_of_compose(tmp_path) as redis:
+        redis.eval("redis.call('SET', 'half', 1) return redis.call('SET', 'done', 1)", 0)
+        until(lambda: redis.info("persistence")["aof_rewrites"])
+        until(lambda: not redis.info("persistence")["aof_rewrite_in_progress"])
+        redis.eval("redis.call('SET', 'half', 2) return redis.call('SET', 'done', 2)", 0)
+    [log] = [path for path in tmp_path.rglob("appendonly*aof") if b"half" in path.read_bytes()]
+    os.truncate(log, log.stat().st_size - 4)  # the EXEC is damaged
+    with redis_of_compose(tmp_path) as redis:
+        redis.set("after", 1)
+        until(lambda: redis.info("persistence")["aof_rewrites"])
+        until(lambda: not redis.info("persistence")["aof_rewrite_in_progress"])
+    with redis_of_compose(tmp_path) as redis:
+        assert redis.mget("half", "done", "after") == [b"1", b"1", b"1"]
 
 
 def test_only_this_machine_reaches_the_ports_and_workers_reach_nobody_but_redis() -> None:

@@ -41,7 +41,7 @@ def run_plan(*options: str) -> str:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout
 
 
 def values_of(*options: str) -> dict[str, Any]:

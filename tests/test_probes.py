@@ -7,7 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,7 @@ def test_a_worker_is_alive_from_the_start_and_ready_when_its_weights_are(watched
     assert ready["ready"] is True
     assert (ready["bundle"].partition("@")[0], ready["runtime"], ready["device"]) == ("tiny", "noop", "cpu")
     assert watched.get("/livez").json() == {"alive": True}  # type: ignore[union-attr]
+    assert watched.get("/startupz").json() == {"ready": True, "reason": ""}  # type: ignore[union-attr]
     done = watched.health()
     assert (done.returncode, done.stdout, done.stderr) == (0, "the worker is ready\n", "")
     metrics = watched.get("/metrics")
@@ -113,7 +116,8 @@ def test_a_worker_without_redis_lives_on_and_says_so_until_redis_is_back(
     watched.until(200)
     own_redis.stop()
     assert watched.until(503)["reason"] == "Redis does not answer as it should"
-    assert watched.get("/livez").status_code == 200  # type: ignore[union-attr]
+    for path in ("/livez", "/startupz"):
+        assert watched.get(path).status_code == 200  # type: ignore[union-attr]
     done = watched.health()
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "the worker is not ready: Redis does not answer as it should\n"
@@ -126,6 +130,7 @@ def test_a_worker_that_never_saw_redis_says_so_in_one_line_and_when_asked(
 ) -> None:
     worker = Watched(tmp_path, f"redis://127.0.0.1:{free_port()}/0", bundle)
     assert worker.until(503)["ready"] is False
+    until(lambda: worker.get("/startupz").status_code == 200)  # type: ignore[union-attr]
     until(lambda: worker.readiness()["reason"] == "Redis does not answer as it should")
     stop(worker.process)
     warnings = [line for line in worker.log.read_text().splitlines() if "Redis" in line]
@@ -159,6 +164,9 @@ def test_a_worker_that_loads_is_alive_and_not_ready_and_ends_at_once(bundle: Pat
     answer = worker.until(503)
     assert answer["reason"] == "the weights are not loaded and warm yet"
     assert worker.get("/livez").status_code == 200  # type: ignore[union-attr]
+    started = worker.get("/startupz")
+    assert started is not None
+    assert (started.status_code, started.json()["reason"]) == (503, answer["reason"])
     assert "the weights are not loaded" in worker.health().stderr
     worker.process.send_signal(signal.SIGTERM)
     assert worker.process.wait(20) == 128 + signal.SIGTERM
@@ -179,6 +187,18 @@ def test_a_client_that_says_nothing_keeps_nobody_from_the_probes(monkeypatch: py
         assert httpx.get(f"http://127.0.0.1:{port}/livez").status_code == 200
         idle.settimeout(20)
         assert idle.recv(1) == b""
+
+
+def test_whoever_opens_many_connections_takes_few_threads_and_keeps_nobody_from_the_probes() -> None:
+    port = Probes(WorkerMetrics()).listen("127.0.0.1", 0)
+    before = threading.active_count()
+    with ExitStack() as held:
+        idle = [held.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(200)]
+        assert httpx.get(f"http://127.0.0.1:{port}/livez").status_code == 200
+        until(lambda: threading.active_count() - before <= probes._MOST)
+        idle[0].settimeout(20)
+        assert idle[0].recv(1) == b""
+    until(lambda: threading.active_count() == before)
 
 
 def test_a_gateway_is_healthy_when_a_worker_is(gateway: Gateway, worker: FakeWorker) -> None:

@@ -33,6 +33,7 @@ from service.jobs.speed import Speed
 from service.plan.part_costs import PartCosts
 
 _SMALL: dict[str, object] = {"class_id": 0, "seed": 1, "steps": 1, "format": "tokens"}
+_SMALL_COPIES = 2  # of a small result on the disk: see `service.plan.saturation`
 # As large as several files of pictures are together.
 _LARGE_IMAGES = 8
 _WORKERS = (1, 1000)
@@ -46,11 +47,12 @@ _INFO = {"slots": 16, "rows_per_s": 900.0, "step_s": 0.01, "images_per_s": 90.0,
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one request: processor seconds, bytes on the network of Redis, bytes of the answer's result."""
+    """Of one request: processor seconds, bytes on the network and disk of Redis, bytes of its result."""
 
     redis_s: float
     gateway_s: float
     network: float
+    disk: float
     result: float
 
 
@@ -72,6 +74,7 @@ def lines_of(costs: PartCosts) -> Iterator[str]:
         ("", "commands sent", costs.request_commands, ""),
         ("", "commands inside scripts", costs.request_inside, ""),
         ("", "network of Redis", costs.request_bytes, "bytes"),
+        ("", "disk of Redis", costs.request_disk_bytes, "bytes"),
         ("a kB of result", "Redis", 1e9 * costs.byte_redis_s, "µs"),
         ("", "gateway", 1e9 * costs.byte_gateway_s, "µs"),
         ("", "network of Redis", 1e3 * costs.byte_bytes, "bytes"),
@@ -94,6 +97,7 @@ def measure(requests: int, clients: int, jobs: int, seconds: float) -> PartCosts
     """All of it, by services and Redis servers of its own."""
     settings = {"lease_s": 600, "open_jobs": 2 * jobs + 1000, "tenant_jobs": 2 * jobs + 1000}
     with running_service("noop", settings=settings) as service, Redis.from_url(service.redis_url) as redis:
+        redis.config_set("auto-aof-rewrite-percentage", 0)
         small = Target(service.port, "/generate", _SMALL)
         post_all([small], clients=clients, requests=requests)
         with _halted(service.pids["gateway"]):
@@ -120,6 +124,7 @@ def measure(requests: int, clients: int, jobs: int, seconds: float) -> PartCosts
         byte_gateway_s=max(0.0, (big.gateway_s - one.gateway_s) / more),
         request_bytes=one.network,
         byte_bytes=(big.network - one.network) / more,
+        request_disk_bytes=one.disk - _SMALL_COPIES * one.result,
         waiting_bytes=waiting,
         worker_commands=worker,
         worker_redis_s=max(0.0, worker_s - nobody_s),
@@ -153,16 +158,26 @@ def _network(redis: Redis) -> int:
     return int(stats["total_net_input_bytes"]) + int(stats["total_net_output_bytes"])
 
 
+def _written(redis: Redis) -> int:
+    """Bytes of the append-only file, which must not have been rewritten meanwhile."""
+    return int(_info(redis, "persistence")["aof_current_size"])
+
+
 def _cost(
     service: RunningService, redis: Redis, body: dict[str, object], requests: int, clients: int
 ) -> Cost:
     target, pids = Target(service.port, "/generate", body), service.pids
     post_all([target], clients=clients, requests=max(1, requests // 10))
-    before = (main_thread_s(pids["redis"]), _process_s(pids["gateway"]), _network(redis))
+    spent = [
+        lambda: main_thread_s(pids["redis"]),
+        lambda: _process_s(pids["gateway"]),
+        lambda: _network(redis),
+        lambda: _written(redis),
+    ]
+    before = [read() for read in spent]
     post_all([target], clients=clients, requests=requests)
-    after = (main_thread_s(pids["redis"]), _process_s(pids["gateway"]), _network(redis))
-    redis_s, gateway_s, network = ((b - a) / requests for a, b in zip(before, after, strict=True))
-    return Cost(redis_s, gateway_s, network, _result_bytes(redis, target))
+    each = [(read() - earlier) / requests for read, earlier in zip(spent, before, strict=True)]
+    return Cost(*each, result=_result_bytes(redis, target))
 
 
 def _result_bytes(redis: Redis, target: Target) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -33,14 +34,20 @@ def plan(
     gateways: Annotated[int | None, typer.Option(min=1, help="[as many as the load needs]")] = None,
     shards: Annotated[int, typer.Option(min=1, help="Redis servers, each with its own workers.")] = 1,
     picture_bytes: Annotated[str | None, typer.Option(help="File size, such as 90kB [as measured].")] = None,
-    network: Annotated[str, typer.Option(help="Of the machine of Redis, each way.")] = "10Gbit/s",
-    requests: Annotated[int, typer.Option(min=100, max=1_000_000, help="That are simulated.")] = 4000,
-    seed: Annotated[int, typer.Option(min=0, help="Of their arrivals.")] = 0,
+    network: Annotated[str, typer.Option(help="Of the machine of Redis, each way, assumed.")] = "10Gbit/s",
+    disk: Annotated[str, typer.Option(help="What the disk of Redis writes, assumed.")] = "125MB/s",
+    keep_results: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of background jobs and idempotency keys.")
+    ] = 0.0,
+    result_ttl: Annotated[str, typer.Option(help="MASKBIT_RESULT_TTL_S.")] = "600s",
+    requests: Annotated[int, typer.Option(min=100, max=1_000_000, help="Simulated with each seed.")] = 4000,
+    seed: Annotated[int, typer.Option(min=0, help="The first of three, of arrivals.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One object for programs.")] = False,
 ) -> None:
     """How many workers a load needs, how they fare, and what saturates first."""
     from service.plan import units
     from service.plan.planning import Surroundings, make
+    from service.plan.progress import Progress
     from service.plan.sizing import Wish
     from service.plan.sources import adapted, costs_from, times_from
     from service.settings import Settings
@@ -68,6 +75,9 @@ def plan(
         shards=shards,
         picture_bytes=units.byte_count("--picture-bytes", picture_bytes) if picture_bytes else None,
         network_bits_s=units.bits_per_second("--network", network),
+        disk_bytes_s=units.bytes_per_second("--disk", disk),
+        kept=keep_results,
+        result_ttl_s=units.seconds("--result-ttl", result_ttl),
         lease_s=Settings.model_fields["lease_s"].default,
         price_per_hour=price_per_hour,
     )
@@ -78,6 +88,7 @@ def plan(
         around,
         p99_s=units.seconds("--p99", p99) if p99 is not None else None,
         workers=workers,
+        tell=Progress(partial(typer.echo, err=True)).tell,
     )
     if as_json:
         typer.echo(json.dumps(made.values(), indent=1))

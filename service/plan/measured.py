@@ -73,6 +73,7 @@ PARTS = PartCosts(
     byte_gateway_s=9.39e-09,
     request_bytes=5.69e03,
     byte_bytes=2.02,
+    request_disk_bytes=2e3,
     waiting_bytes=2.23e03,
     worker_commands=6.2,
     worker_redis_s=0.000414,

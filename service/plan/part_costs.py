@@ -17,7 +17,7 @@ FORMAT = 1
 class PartCosts:
     """Seconds are those of one processor core; Redis runs commands in one thread, a gateway on one core.
 
-    Of a request: with a result of a few bytes, and for each byte of its result more. `kept_…` is memory.
+    Of a request: with a result of a few bytes, and for each byte of its result more.
     """
 
     hardware: str
@@ -32,6 +32,8 @@ class PartCosts:
     request_bytes: float
     """On the network of Redis, in both directions together."""
     byte_bytes: float
+    request_disk_bytes: float
+    """Written to the append-only file of Redis."""
     waiting_bytes: float
     """Memory of Redis for a generate job that waits."""
     worker_commands: float

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from models.errors import InputError
+from service.plan.fit import Fit
 from service.plan.part_costs import PartCosts
 from service.plan.report import Plan
 from service.plan.saturation import Load, gateways_needed
-from service.plan.sizing import Fit, Wish, alone_s, capacity, evaluate, size
+from service.plan.sizing import Tell, Wish, alone_s, capacity, evaluate, size
 from service.plan.step_times import StepTimes
 
 
@@ -20,7 +21,10 @@ class Surroundings:
     shards: int
     picture_bytes: float | None
     network_bits_s: float
+    disk_bytes_s: float
     lease_s: float
+    kept: float
+    result_ttl_s: float
     price_per_hour: float | None
 
 
@@ -32,13 +36,17 @@ def make(
     *,
     p99_s: float | None,
     workers: int | None,
+    tell: Tell = lambda text: None,
 ) -> Plan:
-    """The plan for `p99_s`, or for `workers`. Raises InputError when it cannot be had."""
+    """The plan for `p99_s`, or for `workers`; `tell` hears of each simulation. Raises InputError for none."""
     assert (p99_s is None) != (workers is None)
     alone = alone_s(wish, times)
     if alone > wish.deadline_s:
         raise InputError(f"--deadline is {wish.deadline_s:g} s, but one request alone takes {alone:.3g} s")
-    fit = size(wish, times, p99_s) if p99_s is not None else evaluate(wish, times, workers or 1)
+    if p99_s is not None:
+        fit = size(wish, times, p99_s, tell=tell)
+    else:
+        fit = evaluate(wish, times, workers or 1, tell=tell)
     load = _load(wish, times, costs, around, fit)
     return Plan(
         wish=wish,
@@ -61,8 +69,12 @@ def _load(wish: Wish, times: StepTimes, costs: PartCosts, around: Surroundings, 
         workers=fit.workers,
         gateways=around.gateways or 1,
         shards=around.shards,
-        waiting=fit.whole(fit.outcome.most_waiting),
+        waiting=fit.most_waiting,
+        open_jobs=fit.most_open,
         lease_s=around.lease_s,
         network_bits_s=around.network_bits_s,
+        disk_bytes_s=around.disk_bytes_s,
+        kept=around.kept,
+        result_ttl_s=around.result_ttl_s,
     )
     return load if around.gateways else replace(load, gateways=gateways_needed(load, costs))

@@ -1,4 +1,4 @@
-"""How full each part of a cluster is: Redis' thread and network, the gateways' cores; and what helps."""
+"""How full each part of a cluster is: Redis' thread, network and disk, the gateways' cores; and what helps."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from service.jobs.job import QueueLimits
 from service.plan.part_costs import PartCosts
 
 FULL = 0.7
 """Share of a limit up to which a part is planned: beyond it waiting grows quickly."""
-# With each finished job its result is in its hash and in the inbox until a gateway has read and forgotten it.
-_RESULT_COPIES, _RESULT_LIFE_S = 2, 1.0
+INLINE_BYTES = 65_536
+"""Of a result that is also in the inbox of its gateway, see `service/jobs/lua/terminate.lua`."""
+# A gateway forgets results that were fetched, and trims its inbox, at least so often.
+_RESULT_LIFE_S = 1.0
 _BITS = 8
+_MB = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
     """What a cluster has to do: `rate` requests a second with `result_bytes` each; `waiting` jobs at most.
 
-    `shards` Redis servers, each with its share of requests, workers and gateways.
+    `shards` Redis servers, each with its share of requests, workers and gateways, and with a disk that writes
+    `disk_bytes_s`. `kept` is the share of requests whose results stay for `result_ttl_s`: background jobs, and
+    those with an idempotency key. `open_jobs`: accepted and not ended, at most.
     """
 
     rate: float
@@ -28,8 +34,22 @@ class Load:
     gateways: int
     shards: int
     waiting: float
+    open_jobs: float
     lease_s: float
     network_bits_s: float
+    disk_bytes_s: float
+    kept: float
+    result_ttl_s: float
+
+    @property
+    def kept_results(self) -> float:
+        """Results of all shards that stay until their time is over."""
+        return self.kept * self.rate * self.result_ttl_s
+
+    @property
+    def result_copies(self) -> int:
+        """Of a result that Redis writes: in the hash of its job, and in the inbox unless it is large."""
+        return 2 if self.result_bytes <= INLINE_BYTES else 1
 
 
 @dataclass(frozen=True)
@@ -51,7 +71,9 @@ class Part:
 
 def parts_of(load: Load, costs: PartCosts) -> list[Part]:
     """Every part with a limit, the fullest first."""
-    parts = [_redis_thread(load, costs), _gateways(load, costs), _network(load, costs)]
+    parts = [_redis_thread(load, costs), _gateways(load, costs), _network(load, costs), _disk(load, costs)]
+    if load.kept:
+        parts.append(_results(load))
     return sorted(parts, key=lambda part: part.share, reverse=True)
 
 
@@ -86,6 +108,18 @@ def _network(load: Load, costs: PartCosts) -> Part:
     return Part("network of Redis", bits / 2 / 1e9, load.network_bits_s / 1e9, "Gbit/s", knob)
 
 
+def _disk(load: Load, costs: PartCosts) -> Part:
+    written = load.rate / load.shards * (costs.request_disk_bytes + load.result_copies * load.result_bytes)
+    knob = "a faster disk (--disk); shards; smaller files (webp, jpeg)"
+    return Part("disk of Redis", written / _MB, load.disk_bytes_s / _MB, "MB/s", knob)
+
+
+def _results(load: Load) -> Part:
+    used = (load.kept_results + load.open_jobs) / load.shards
+    knob = "a shorter MASKBIT_RESULT_TTL_S (--result-ttl); shards"
+    return Part("kept results", used, QueueLimits.results, "jobs", knob)
+
+
 def gateways_needed(load: Load, costs: PartCosts) -> int:
     """Gateways whose cores are at most FULL, as many in each shard."""
     looks = load.workers / load.shards * costs.look_gateway_s
@@ -99,10 +133,12 @@ def commands(load: Load, costs: PartCosts) -> tuple[float, float]:
     return load.rate * costs.request_commands + idle, load.rate * costs.request_inside
 
 
-def memory_bytes(load: Load, costs: PartCosts) -> float:
-    """Memory of all shards for jobs that wait and results that are on their way."""
-    results = _RESULT_COPIES * load.rate * _RESULT_LIFE_S * load.result_bytes
-    return load.waiting * costs.waiting_bytes + results
+def memory_bytes(load: Load, costs: PartCosts) -> tuple[float, float]:
+    """Memory of all shards: for jobs that wait and results on their way, and for results that are kept."""
+    on_their_way = load.result_copies * load.rate * _RESULT_LIFE_S * load.result_bytes
+    # The hash of a job that has ended is about as large as that of one that waits, but for its result.
+    kept = load.kept_results * (costs.waiting_bytes + load.result_bytes)
+    return load.waiting * costs.waiting_bytes + on_their_way, kept
 
 
 def lines_of(parts: list[Part]) -> Iterator[str]:

@@ -12,6 +12,7 @@ _NUMBER = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)([A-Za-z/]+)")
 _RATES = {"/s": 1.0, "/min": 1 / 60, "/h": 1 / 3600}
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
 _BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6}
+_BYTES_S = {"MB/s": 1e6, "GB/s": 1e9}
 _BITS = {"Mbit/s": 1e6, "Gbit/s": 1e9}
 
 
@@ -28,6 +29,11 @@ def seconds(option: str, text: str) -> float:
 def byte_count(option: str, text: str) -> float:
     """A size such as 90kB, in bytes; k is 1000. Raises InputError, also for 0."""
     return _quantity(option, text, _BYTES, "900B, 90kB or 1.5MB")
+
+
+def bytes_per_second(option: str, text: str) -> float:
+    """The speed of a disk such as 125MB/s, in bytes/s. Raises InputError, also for 0."""
+    return _quantity(option, text, _BYTES_S, "125MB/s or 1GB/s")
 
 
 def bits_per_second(option: str, text: str) -> float:

@@ -1,4 +1,4 @@
-"""A worker's own small HTTP server: `/metrics` for Prometheus, `/livez` and `/readyz` for whoever runs it."""
+"""A worker's own small HTTP server: `/metrics` for Prometheus, `/livez`, `/startupz`, `/readyz` for its keeper."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -14,6 +15,7 @@ from service.telemetry import CONTENT_TYPE, WorkerMetrics
 
 _JSON = "application/json"
 _IDLE_S = 5.0  # a connection that says nothing for so long is closed
+_MOST = 32  # connections at a time; for one more the oldest is closed
 
 Reply = tuple[HTTPStatus, str, bytes]
 Readiness = Mapping[str, Any]
@@ -44,16 +46,21 @@ class Probes:
                 return HTTPStatus.OK, CONTENT_TYPE, self._metrics.render()
             case "/livez":
                 return _in_json(HTTPStatus.OK, {"alive": True})
+            case "/startupz":
+                return _told(_loading() if self._readiness is _loading else {"ready": True, "reason": ""})
             case "/readyz":
-                now = self._readiness()
-                return _in_json(HTTPStatus.OK if now["ready"] else HTTPStatus.SERVICE_UNAVAILABLE, now)
+                return _told(self._readiness())
             case _:
-                paths = "allowed are /metrics, /livez and /readyz"
+                paths = "allowed are /metrics, /livez, /startupz and /readyz"
                 return _in_json(HTTPStatus.NOT_FOUND, {"reason": f"there is no such path; {paths}"})
 
 
 def _loading() -> Readiness:
     return {"ready": False, "reason": "the weights are not loaded and warm yet"}
+
+
+def _told(now: Readiness) -> Reply:
+    return _in_json(HTTPStatus.OK if now["ready"] else HTTPStatus.SERVICE_UNAVAILABLE, now)
 
 
 def _in_json(status: HTTPStatus, values: Readiness) -> Reply:
@@ -66,7 +73,26 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, host: str, port: int, probes: Probes) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.probes = probes
+        self._open: dict[socket.socket, None] = {}  # the oldest first
+        self._book = threading.Lock()
         super().__init__((host, port), _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread. Whoever opens many connections keeps nobody else out, and takes no more threads."""
+        with self._book:
+            self._open[request] = None
+            if len(self._open) > _MOST:
+                oldest = next(iter(self._open))
+                del self._open[oldest]
+                with suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection that was answered, or gave up."""
+        with self._book:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that leaves in mid-answer is no trouble of the worker."""

@@ -5,20 +5,23 @@ Usage: smoke.py URL SECONDS MODEL…; MASKBIT_API_KEY has a key where keys are s
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from typing import Any
 
 PAUSE_S = 2.0
+TROUBLE = (OSError, http.client.HTTPException, ValueError, LookupError, TypeError)
 ASK_S = 60.0  # for one answer
 
 
 def ask(url: str, body: object = None) -> Any:
-    """The JSON answer of a GET, or of a POST of `body`. Raises OSError, HTTPError among them."""
+    """The JSON answer of a GET, or of a POST of `body`. Raises what `TROUBLE` lists."""
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get("MASKBIT_API_KEY", "").strip():
         headers["X-API-Key"] = key
@@ -45,9 +48,19 @@ def check(url: str, model: str) -> None:
     print(f"{tokens['bundle']}: drawn in {drawn - started:.2f} s, tokenized in {done - drawn:.2f} s")
 
 
-def passing(error: OSError) -> bool:
-    """Whether `error` may go away: no connection yet, or no worker."""
-    return not isinstance(error, urllib.error.HTTPError) or error.code in (429, 502, 503, 504)
+def passing(error: Exception) -> bool:
+    """Whether `error` may go away: no connection yet, one that broke, or no worker."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code in (429, 502, 503, 504)
+    return isinstance(error, (OSError, http.client.HTTPException))
+
+
+def detail(error: Exception) -> str:
+    """One line about `error`, of the service where it said something."""
+    if isinstance(error, urllib.error.HTTPError):
+        with error, suppress(OSError, http.client.HTTPException):
+            return " ".join(error.read(4096).decode(errors="replace").split())
+    return f"no answer of a gateway: {error!r}"
 
 
 def main(url: str, seconds: str, *models: str) -> int:
@@ -58,10 +71,9 @@ def main(url: str, seconds: str, *models: str) -> int:
             try:
                 check(url, model)
                 break
-            except OSError as error:
+            except TROUBLE as error:
                 if not passing(error) or time.monotonic() > deadline:
-                    detail = error.read().decode() if isinstance(error, urllib.error.HTTPError) else error
-                    print(f"{model} at {url}: {detail}", file=sys.stderr)
+                    print(f"{model} at {url}: {detail(error)}", file=sys.stderr)
                     return 1
             time.sleep(PAUSE_S)
     return 0

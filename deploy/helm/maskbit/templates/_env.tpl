@@ -35,8 +35,8 @@
 - name: REDIS_PASSWORD
   valueFrom:
     secretKeyRef:
-      name: {{ .secret }}
-      key: {{ .key }}
+      name: {{ .secret | quote }}
+      key: {{ .key | quote }}
 {{- end }}
 {{- end }}
 - name: MASKBIT_REDIS_URL
@@ -82,12 +82,12 @@ redis://{{ $password }}{{ include "maskbit.fullname" . }}-redis:6379/0
 {{- if .caSecret }}
 - name: redis-ca
   secret:
-    secretName: {{ .caSecret }}
+    secretName: {{ .caSecret | quote }}
 {{- end }}
 {{- if .certSecret }}
 - name: redis-tls
   secret:
-    secretName: {{ .certSecret }}
+    secretName: {{ .certSecret | quote }}
 {{- end }}
 {{- end }}
 {{- end }}

@@ -51,7 +51,7 @@ hf://{{ .ref }}@{{ .revision }}
 {{- define "maskbit.bundleVolume" -}}
 - name: bundle-{{ .name }}
   persistentVolumeClaim:
-    claimName: {{ .bundle.claim }}
+    claimName: {{ .bundle.claim | quote }}
     readOnly: true
 {{- end }}
 
@@ -60,10 +60,10 @@ hf://{{ .ref }}@{{ .revision }}
 {{- $cache := .Values.hub.cache }}
 {{- if $cache.enabled }}
   persistentVolumeClaim:
-    claimName: {{ $cache.existingClaim | default (printf "%s-hub" (include "maskbit.fullname" .)) }}
+    claimName: {{ $cache.existingClaim | default (printf "%s-hub" (include "maskbit.fullname" .)) | quote }}
 {{- else }}
   emptyDir:
-    sizeLimit: {{ $cache.size }}
+    sizeLimit: {{ $cache.size | quote }}
 {{- end }}
 {{- end }}
 
@@ -82,21 +82,17 @@ hf://{{ .ref }}@{{ .revision }}
 - name: HF_TOKEN
   valueFrom:
     secretKeyRef:
-      name: {{ .secret }}
-      key: {{ .key }}
+      name: {{ .secret | quote }}
+      key: {{ .key | quote }}
 {{- end }}
 {{- end }}
 {{- end }}
 {{- end }}
 
-{{/* Whether all workers may be away: a gateway that is ready only with workers would then never be asked. */}}
-{{- define "maskbit.scalesToZero" -}}
-{{- $fewest := list }}
-{{- range .Values.models }}
-{{- $worker := include "maskbit.worker" (dict "root" $ "model" .) | fromJson }}
-{{- $fewest = append $fewest (eq $worker.autoscaling.type "none" | ternary $worker.replicas $worker.autoscaling.minReplicas) }}
-{{- end }}
-{{- if not (compact $fewest) }}true{{ end }}
+{{/* Port of the Hub. */}}
+{{- define "maskbit.hubPort" -}}
+{{- $url := urlParse .Values.hub.endpoint -}}
+{{ regexFind ":[0-9]+$" $url.host | trimPrefix ":" | default (eq $url.scheme "http" | ternary "80" "443") }}
 {{- end }}
 
 {{/* Address of Triton for workers; empty if there is none. */}}

@@ -3,17 +3,17 @@
 {{/* Beginning of a pod: (dict "root" $ "security" $ids "priority" name). Service links would give pods variables
      such as MASKBIT_PORT=tcp://…, which the service would take for its settings. */}}
 {{- define "maskbit.pod" -}}
-serviceAccountName: {{ include "maskbit.serviceAccount" .root }}
+serviceAccountName: {{ include "maskbit.serviceAccount" .root | quote }}
 automountServiceAccountToken: false
 enableServiceLinks: false
 {{- with .root.Values.images.pullSecrets }}
 imagePullSecrets:
 {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
 {{- end }}
 {{- end }}
 {{- with .priority }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 securityContext:
   runAsNonRoot: true
@@ -42,8 +42,13 @@ terminationMessagePolicy: FallbackToLogsOnError
 {{/* PriorityClass: (dict "root" $ "given" name "of" "worker"). */}}
 {{- define "maskbit.priority" -}}
 {{- if .given }}{{ .given }}
-{{- else if .root.Values.priorityClasses.create }}{{ include "maskbit.fullname" .root }}-{{ .of }}
+{{- else if .root.Values.priorityClasses.create }}{{ include "maskbit.priorityClass" . }}
 {{- end }}
+{{- end }}
+
+{{/* One that is made: its name is the whole cluster's, so it has the namespace too. */}}
+{{- define "maskbit.priorityClass" -}}
+{{ .root.Release.Namespace }}-{{ include "maskbit.fullname" .root }}-{{ .of }}
 {{- end }}
 
 {{/* Where a pod may run: (dict "root" $ "place" .Values.gateway "labels" $selector); "" of labels: one pod alone. */}}
@@ -65,7 +70,7 @@ affinity:
 topologySpreadConstraints:
 {{- $labels := .labels }}
 {{- range $spread.keys }}
-  - topologyKey: {{ . }}
+  - topologyKey: {{ . | quote }}
     maxSkew: 1
     whenUnsatisfiable: {{ $spread.whenUnsatisfiable }}
     labelSelector:
@@ -75,6 +80,12 @@ topologySpreadConstraints:
     matchLabelKeys: [pod-template-hash]
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* The CPU request of resources, rounded up; 0 without one. */}}
+{{- define "maskbit.wholeCpus" -}}
+{{- $cpu := dig "requests" "cpu" "" . | default 0 | toString -}}
+{{ if hasSuffix "m" $cpu }}{{ divf (trimSuffix "m" $cpu) 1000 | ceil }}{{ else }}{{ ceil $cpu }}{{ end }}
 {{- end }}
 
 {{/* Resources with a GPU: (dict "resources" {…} "gpu" {resource, count}). */}}
