@@ -13,6 +13,7 @@ from maskbit_cli import build_app
 from models.bundle import open_bundle
 from models.runtime.base import CPU_BUCKETS
 from models.runtime.noop_runtime import NoopRuntime
+from service.bench import plan_check
 from service.bench.arrivals import Arrival
 from service.bench.plan_check import CALL_S, ROW_S, measure_paced, predict
 from service.bench.steps import measure
@@ -77,9 +78,9 @@ def test_a_prediction_is_for_the_same_arrivals(paced: StepTimes) -> None:
 
 def test_part_costs_are_written_for_the_plan(tmp_path: Path) -> None:
     file = tmp_path / "parts.json"
-    options = ("--requests", "60", "--clients", "4", "--jobs", "20", "--seconds", "0.3", "--out", str(file))
+    options = ("--requests", "30", "--clients", "4", "--jobs", "10", "--seconds", "0.2", "--out", str(file))
     output = run("bench", "parts", *options)
-    assert len(re.findall(r" [\d,]+\.\d\d( µs| bytes)?$", output, re.MULTILINE)) == 18
+    assert len(re.findall(r" [\d,]+\.\d\d( µs| bytes)?$", output, re.MULTILINE)) == 19
     costs = part_costs.load(file)
     for field in fields(PartCosts):
         value = getattr(costs, field.name)
@@ -89,14 +90,20 @@ def test_part_costs_are_written_for_the_plan(tmp_path: Path) -> None:
     assert costs.request_inside > costs.request_commands
     # A result reaches Redis and leaves it.
     assert costs.byte_bytes == pytest.approx(2, abs=0.5)
+    # What is written is at least the job and its end.
+    assert costs.request_disk_bytes > 500
     assert costs.waiting_bytes > 500
     assert costs.announce_each_redis_s > 0
 
 
-def test_a_prediction_is_shown_beside_the_real_service() -> None:
+def test_a_prediction_is_shown_beside_the_real_service(
+    paced: StepTimes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_check, "measure_paced", lambda bundle: paced)
+    monkeypatch.setattr(plan_check, "_SERVICE_S", 0.3)
     output = run(
-        *("bench", "plan", "--workers", "2", "--loads", "60", "--requests", "10", "--model-requests", "0")
+        *("bench", "plan", "--workers", "2", "--loads", "90", "--requests", "5", "--model-requests", "0")
     )
     numbers = r"( +[\d.]+ +[\d.]+ +[\d.]+){2}"
-    assert re.search(rf"^paced +2 +60% +10{numbers}$", output, re.MULTILINE), output
+    assert re.search(rf"^paced +2 +90% +5{numbers}$", output, re.MULTILINE), output
     assert re.search(r"^predicted over measured: from [\d.]+ to [\d.]+$", output, re.MULTILINE)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import re
 import shlex
+import time
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -16,14 +20,30 @@ from typer.testing import CliRunner
 
 from maskbit_cli import build_app
 from models.errors import InputError
+from models.sampling_config import SamplingConfig
+from service.jobs.job import QueueLimits
 from service.plan import saturation
+from service.plan.fit import Fit
 from service.plan.measured import FRUIT, PARTS
-from service.plan.saturation import FULL, Load, commands, gateways_needed, memory_bytes, parts_of
-from service.plan.sizing import Fit, Wish, alone_s, capacity, evaluate, size
+from service.plan.progress import Progress
+from service.plan.saturation import (
+    FULL,
+    INLINE_BYTES,
+    Load,
+    commands,
+    gateways_needed,
+    memory_bytes,
+    parts_of,
+)
+from service.plan.sizing import FULL as WORKERS_FULL
+from service.plan.sizing import MOST_FULL, SEEDS, Wish, alone_s, capacity, evaluate, size
+from service.plan.step_times import StepTimes
 from tests.documents import maskbit_lines, read, rows, section
 
 GPU = ("--step-times", "2:9ms,32:30ms", "--decode-times", "1:6ms,16:60ms", "--picture-bytes", "100kB")
 WISH = Wish(rate=10.0, images=1, steps=8, tokenize_rate=0.0, slots=16, deadline_s=60.0, requests=1500, seed=0)
+ASSUMED = StepTimes.assumed({2: 0.009, 32: 0.03}, {1: 0.006, 16: 0.06}, SamplingConfig(), 16)
+FRESH_CASES = int(os.environ.get("MASKBIT_PLAN_CASES", "2"))
 LOAD = Load(
     rate=100.0,
     result_bytes=50_000.0,
@@ -31,8 +51,12 @@ LOAD = Load(
     gateways=2,
     shards=1,
     waiting=10.0,
+    open_jobs=50.0,
     lease_s=15.0,
     network_bits_s=1e10,
+    disk_bytes_s=125e6,
+    kept=0.0,
+    result_ttl_s=600.0,
 )
 
 
@@ -44,36 +68,38 @@ def run_plan(*options: str) -> str:
     return result.stdout
 
 
+def both_of(*options: str) -> tuple[dict[str, Any], str]:
+    return values_of(*options), run_plan(*options)
+
+
 def values_of(*options: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(run_plan(*options, "--json"))
     return found
 
 
 def test_the_plan_of_the_issue_says_everything_that_it_asks_for() -> None:
-    output = run_plan("--rate", "50/s", "--steps", "64", "--p99", "2s", *GPU, "--price-per-hour", "2.5")
+    load = ("--rate", "50/s", "--steps", "64", "--p99", "2s", "--requests", "500", *GPU)
+    values, output = both_of(*load, "--price-per-hour", "2.5")
     for pattern in (
         r"^50 requests/s of 1 picture, 64 steps \(127 forward passes\), 16 slots, p99 within 2 s$",
         r"^step times: assumed, by --step-times and --decode-times$",
         r"^part costs: measured by `maskbit bench parts`; .+",
-        r"^workers +\d+ ",
-        r"^latency +p50 [\d.]+ s, p99 [\d.]+ s; a request alone [\d.]+ s$",
+        r"^latency +p50 [\d.]+ s, p99 [\d.]+ s \([\d.]+ to [\d.]+ s with seeds 0 to 2\); a request alone ",
         r"^GPU share +busy \d+% of the time, [\d.]+ pictures a step: \d+% of the speed with full batches$",
-        r"^Redis +[\d,]+ commands/s sent, [\d,]+/s inside scripts; [\d.]+ MB for jobs and results$",
+        r"^Redis +[\d,]+ commands/s sent, [\d,]+/s inside scripts$",
+        r"^Redis memory +[\d.]+ MB for jobs that wait and results on their way; none is kept \(--keep-results: ",
         r"^cost +[\d.]+ for 1,000 pictures at 2.5 an hour$",
         r"^Redis, one thread +[\d.]+% of 1 core +ok ",
         r"^each gateway +[\d.]+% of 1 core +ok ",
         r"^network of Redis +[\d.]+% of 10 Gbit/s +ok ",
+        r"^disk of Redis +[\d.]+% of 125 MB/s +ok ",
     ):
         assert re.search(pattern, output, re.MULTILINE), (pattern, output)
-
-
-def test_the_numbers_for_programs_are_those_for_people() -> None:
-    load = ("--rate", "3000/min", "--steps", "64", "--requests", "1000")
-    options = (*load, "--p99", "2000ms", *GPU, "--price-per-hour", "2.5")
-    values, output = values_of(*options), run_plan(*options)
+    # The numbers for programs are those for people.
     assert f"workers          {values['workers']} " in output
     assert f"p99 {values['p99_s']:.3g} s" in output
-    assert values["p50_s"] <= values["p99_s"] <= 2.0
+    assert values["p50_s"] <= values["p99_s"] == max(values["p99_s_by_seed"]) <= 2.0
+    assert len(values["p99_s_by_seed"]) == SEEDS
     # Workers by their price, over the pictures of an hour.
     cost = 1000 * values["workers"] * 2.5 / (50 * 3600)
     assert values["price_per_1000_pictures"] == pytest.approx(cost)
@@ -84,13 +110,34 @@ def test_the_numbers_for_programs_are_those_for_people() -> None:
 def test_the_answer_is_the_smallest_that_suffices() -> None:
     fit = size(WISH, FRUIT, 3.0)
     assert fit.quantile_s(0.99) <= 3.0
-    assert evaluate(WISH, FRUIT, fit.workers - 1).quantile_s(0.99) > 3.0
-    assert fit.workers >= WISH.rate / capacity(WISH, FRUIT)
+    fewer = evaluate(WISH, FRUIT, fit.workers - 1)
+    full_speed = WISH.rate / capacity(WISH, FRUIT) / fewer.workers
+    assert fewer.quantile_s(0.99) > 3.0 or full_speed > MOST_FULL
 
 
-@pytest.mark.parametrize(("rate", "factor"), [(1.0, 2.5), (12.0, 1.3), (40.0, 2.0)])
+@pytest.mark.parametrize("case", range(FRESH_CASES))
+def test_the_goal_is_met_with_other_arrivals_too(case: int) -> None:
+    numbers = random.Random(case)
+    times = numbers.choice((FRUIT, ASSUMED))
+    wish = replace(WISH, rate=numbers.uniform(5, 60), steps=numbers.choice((4, 8, 12)), requests=2500)
+    goal = numbers.uniform(1.2, 6) * alone_s(wish, times)
+    fit = size(wish, times, goal)
+    assert wish.rate <= MOST_FULL * fit.workers * capacity(wish, times) * (1 + 1e-9)
+    fresh = evaluate(replace(wish, seed=1000 + case), times, fit.workers)
+    # The p99 of so few requests differs from one sequence to the next.
+    assert fresh.quantile_s(0.99) <= 1.1 * goal
+    assert fresh.lost <= 0.002
+
+
+def test_what_the_capacity_is_does_not_hang_on_the_seed() -> None:
+    wish = replace(WISH, steps=64)
+    other = replace(wish, seed=77, requests=100)
+    assert capacity(wish, FRUIT) == capacity(other, FRUIT)
+
+
+@pytest.mark.parametrize(("rate", "factor"), [(1.0, 2.5), (12.0, 1.3)])
 def test_more_load_or_less_time_never_needs_fewer_workers(rate: float, factor: float) -> None:
-    wish = replace(WISH, rate=rate, requests=500)
+    wish = replace(WISH, rate=rate, requests=300)
     goal = 8 * alone_s(wish, FRUIT)
     fewest = size(wish, FRUIT, goal).workers
     assert size(replace(wish, rate=factor * rate), FRUIT, goal).workers >= fewest
@@ -98,41 +145,61 @@ def test_more_load_or_less_time_never_needs_fewer_workers(rate: float, factor: f
 
 
 def test_a_pool_of_more_workers_waits_no_longer_than_the_one_that_is_simulated() -> None:
-    per_worker = 0.7 * capacity(WISH, FRUIT)
-    few = evaluate(replace(WISH, rate=2 * per_worker), FRUIT, 2)
-    many = evaluate(replace(WISH, rate=8 * per_worker), FRUIT, 8)
-    shared = evaluate(replace(WISH, rate=800 * per_worker), FRUIT, 800)
+    wish, per_worker = replace(WISH, requests=1000), 0.7 * capacity(WISH, FRUIT)
+    few = evaluate(replace(wish, rate=2 * per_worker), FRUIT, 2)
+    many = evaluate(replace(wish, rate=8 * per_worker), FRUIT, 8)
+    shared = evaluate(replace(wish, rate=800 * per_worker), FRUIT, 800)
     assert many.quantile_s(0.99) <= few.quantile_s(0.99)
     assert shared.quantile_s(0.99) == pytest.approx(many.quantile_s(0.99))
-    assert (shared.pool, shared.whole(1.0)) == (8, 100.0)
+    assert (shared.pool, shared.most_open) == (8, 100 * many.most_open)
 
 
 def test_the_capacity_is_what_the_simulation_reaches() -> None:
-    saturated = evaluate(replace(WISH, rate=3 * capacity(WISH, FRUIT), deadline_s=1e6), FRUIT, 1)
-    reached = saturated.outcome.answered / saturated.outcome.seconds
+    rate = 3 * capacity(WISH, FRUIT)
+    saturated = evaluate(replace(WISH, rate=rate, deadline_s=1e6, requests=500), FRUIT, 1)
+    reached = fmean(outcome.answered / outcome.seconds for outcome in saturated.outcomes)
     # Which steps meet in a batch goes on as it began, and decides how full the batches are.
-    assert reached == pytest.approx(capacity(WISH, FRUIT), rel=0.15)
+    assert reached == pytest.approx(capacity(WISH, FRUIT), rel=0.1)
 
 
-def test_a_load_beyond_the_capacity_is_called_an_overload() -> None:
-    output = run_plan("--rate", "100/s", "--workers", "1")
+def test_a_load_beyond_the_capacity_is_called_an_overload_and_one_just_below_it_full() -> None:
+    one = capacity(WISH, FRUIT)
+    options = ("--steps", "8", "--workers", "1", "--requests", "300")
+    output = run_plan("--rate", "100/s", "--deadline", "5s", *options)
     assert re.search(r"^OVERLOAD .+ waiting grows without an end$", output, re.MULTILINE)
     assert re.search(r"^unanswered +[1-9]\d\.\d+% \([1-9]\d* refused, \d+ late\)$", output, re.MULTILINE)
-    assert "OVERLOAD" not in run_plan("--rate", "1/s", "--workers", "1")
+    full = run_plan("--rate", f"{(WORKERS_FULL + 0.02) * one:.3f}/s", *options)
+    assert re.search(r"^FULL +over 90% .+; workers are planned up to 85%$", full, re.MULTILINE)
+    room = run_plan("--rate", f"{MOST_FULL * one:.3f}/s", *options)
+    assert "OVERLOAD" not in room + full
+    assert "FULL" not in room
+
+
+def test_a_plan_that_takes_its_time_says_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    progress = Progress(heard.append)
+    progress.tell("first")
+    assert heard == []
+    now_s = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now_s + 10)
+    progress.tell("second")
+    [line] = heard
+    assert re.fullmatch(r"simulating for 10 s: second", line)
 
 
 def test_tokenizing_takes_its_part() -> None:
-    options = ("--rate", "1/s", "--workers", "1", "--requests", "400")
-    alone, both = values_of(*options), values_of(*options, "--tokenize", "20/s")
+    options = ("--rate", "1/s", "--workers", "1", "--requests", "100")
+    alone, (both, output) = values_of(*options), both_of(*options, "--tokenize", "20/s")
     assert both["p99_s"] > alone["p99_s"]
     assert both["busy"] > alone["busy"]
-    output = run_plan(*options, "--tokenize", "20/s")
     assert re.search(r"^tokenize +p99 [\d.]+ s at 20/s$", output, re.MULTILINE)
 
 
 def test_at_a_thousand_workers_redis_is_full_and_shards_are_the_knob() -> None:
-    options = ("--rate", "6000/s", "--steps", "64", "--workers", "1000", *GPU)
+    options = ("--rate", "6000/s", "--steps", "64", "--workers", "1000", "--requests", "300", *GPU)
     one, cells = values_of(*options), values_of(*options, "--shards", "20", "--gateways", "60")
+    assert one["open_jobs_setting"] == 2 * one["open_jobs"]
+    assert cells["open_jobs_setting"] == pytest.approx(one["open_jobs_setting"] / 20, abs=2)
     parts = one["parts"]
     assert parts["Redis, one thread"]["share"] > 1
     assert "shards" in parts["Redis, one thread"]["knob"]
@@ -181,12 +248,44 @@ def test_commands_and_memory_grow_with_what_causes_them() -> None:
     idle = 20 * PARTS.worker_commands + 2 * PARTS.gateway_commands
     assert sent == pytest.approx(100 * PARTS.request_commands + idle)
     assert inside == pytest.approx(100 * PARTS.request_inside)
-    more = replace(LOAD, waiting=1010.0)
-    assert memory_bytes(more, PARTS) - memory_bytes(LOAD, PARTS) == pytest.approx(1000 * PARTS.waiting_bytes)
+    passing, kept = memory_bytes(LOAD, PARTS)
+    more, _ = memory_bytes(replace(LOAD, waiting=1010.0), PARTS)
+    assert more - passing == pytest.approx(1000 * PARTS.waiting_bytes)
+    assert kept == 0
     assert [part.share for part in parts_of(LOAD, PARTS)] == sorted(
         (part.share for part in parts_of(LOAD, PARTS)), reverse=True
     )
     assert all(re.search(r"ok|FULL|%", line) for line in saturation.lines_of(parts_of(LOAD, PARTS)))
+
+
+def test_a_result_is_written_twice_up_to_the_size_that_the_inbox_takes() -> None:
+    [written] = re.findall(
+        r"^local INLINE_BYTES = (\d+)$", read("service/jobs/lua/terminate.lua"), re.MULTILINE
+    )
+    assert int(written) == INLINE_BYTES
+    small = replace(LOAD, result_bytes=float(INLINE_BYTES))
+    large = replace(LOAD, result_bytes=INLINE_BYTES + 1.0)
+    for load, copies in ((small, 2), (large, 1)):
+        bytes_s = load.rate * (PARTS.request_disk_bytes + copies * load.result_bytes)
+        assert share("disk of Redis", load) == pytest.approx(bytes_s / 125e6)
+        assert share("disk of Redis", replace(load, shards=2)) == pytest.approx(bytes_s / 125e6 / 2)
+        passing, _ = memory_bytes(replace(load, waiting=0.0), PARTS)
+        assert passing == pytest.approx(copies * load.rate * load.result_bytes)
+
+
+def test_results_that_are_kept_fill_the_memory_and_their_number_has_a_limit() -> None:
+    load = replace(LOAD, kept=0.1)
+    _, kept = memory_bytes(load, PARTS)
+    # A tenth of 100 a second for ten minutes.
+    assert kept == pytest.approx(6000 * (50_000 + PARTS.waiting_bytes))
+    assert share("kept results", load) == pytest.approx((6000 + 50) / QueueLimits.results)
+    assert share("kept results", replace(load, result_ttl_s=60.0)) == pytest.approx(650 / QueueLimits.results)
+    assert "kept results" not in {part.name for part in parts_of(LOAD, PARTS)}
+    options = ("--rate", "100/s", "--workers", "60", "--requests", "100", "--keep-results", "0.5")
+    output = run_plan(*options, "--steps", "1")
+    assert re.search(r"^kept results +3\d\d\.\d% of 10,000 jobs +FULL +a shorter", output, re.MULTILINE)
+    assert re.search(r"^Redis memory .+; [\d,.]+ MB for results that are kept 600 s$", output, re.MULTILINE)
+    assert "kept 30 s" in run_plan(*options, "--steps", "1", "--result-ttl", "30s")
 
 
 # -- wrong options -------------------------------------------------------------------------------------------
@@ -210,6 +309,7 @@ def test_commands_and_memory_grow_with_what_causes_them() -> None:
         (["--rate", "1/s", "--p99", "9s", "--bench", "none.json"], "step times none.json cannot be read"),
         (["--rate", "1/s", "--p99", "9s", "--parts", "none.json"], "parts none.json cannot be read"),
         (["--rate", "1/s", "--p99", "9s", "--network", "10GB"], "--network is '10GB'"),
+        (["--rate", "1/s", "--p99", "9s", "--disk", "1Gbit/s"], "--disk is '1Gbit/s'"),
         (["--rate", "1/s", "--p99", "9s", "--picture-bytes", "90"], "--picture-bytes is '90'"),
         (["--rate", "1/s", "--p99", "9s", "--tokenize", "0/s"], "--tokenize is '0/s'; it must be above 0"),
     ],
@@ -222,7 +322,7 @@ def test_wrong_options_are_refused_in_one_line(options: list[str], message: str)
 
 def test_a_goal_that_no_number_of_workers_reaches_is_refused() -> None:
     # One picture in a hundred meets one that is tokenized, however many workers there are.
-    wish = replace(WISH, tokenize_rate=300.0, requests=100)
+    wish = replace(WISH, tokenize_rate=300.0, requests=40)
     with pytest.raises(InputError, match=r"^--p99 is .* but even of \d+ workers, with next to nothing to do"):
         size(wish, FRUIT, alone_s(wish, FRUIT) + 1e-4)
 
@@ -236,7 +336,7 @@ def test_a_file_of_step_times_takes_the_place_of_the_built_in_ones(tmp_path: Pat
     path = tmp_path / "faster.json"
     faster = {size: seconds / 10 for size, seconds in FRUIT.step_s.items()}
     replace(FRUIT, step_s=faster, hardware="another machine").save(path)
-    options = ("--rate", "1/s", "--workers", "1")
+    options = ("--rate", "1/s", "--workers", "1", "--requests", "200")
     own, other = values_of(*options), values_of(*options, "--bench", str(path))
     assert other["p99_s"] < own["p99_s"]
     assert other["step_times"] == {"source": str(path), "hardware": "another machine"}
@@ -245,7 +345,7 @@ def test_a_file_of_step_times_takes_the_place_of_the_built_in_ones(tmp_path: Pat
 def test_a_fit_without_answers_is_never_good_enough() -> None:
     fit = evaluate(replace(WISH, deadline_s=0.001, requests=200), FRUIT, 1)
     assert isinstance(fit, Fit)
-    assert fit.quantile_s(0.99) == float("inf") or fit.outcome.lost > 0.5
+    assert fit.quantile_s(0.99) == float("inf") or fit.lost > 0.5
 
 
 # -- docs/capacity.md ----------------------------------------------------------------------------------------
@@ -259,13 +359,16 @@ def test_the_story_of_a_thousand_workers_is_what_the_plan_says() -> None:
     for column, shards in enumerate((1, 4, 10)):
         values = values_of(*options, "--shards", str(shards))
         parts = {name: part["share"] for name, part in values["parts"].items()}
-        assert percent(told["Redis, one thread"][column]) == pytest.approx(
-            parts["Redis, one thread"], rel=0.02, abs=0.006
-        )
-        assert percent(told["network of Redis, 10 Gbit/s"][column]) == pytest.approx(
-            parts["network of Redis"], rel=0.02, abs=0.006
-        )
+        for title, part in (
+            ("Redis, one thread", "Redis, one thread"),
+            ("network of Redis, 10 Gbit/s", "network of Redis"),
+            ("disk of Redis, 125 MB/s", "disk of Redis"),
+        ):
+            assert percent(told[title][column]) == pytest.approx(parts[part], rel=0.02, abs=0.006), title
         assert int(told["gateways for at most 70 % each"][column]) == values["gateways"]
+        setting = int(told["`MASKBIT_OPEN_JOBS`"][column].replace(",", ""))
+        # Of 300 requests fewer are open at once than of those of the command.
+        assert values["open_jobs_setting"] <= setting <= 2 * values["open_jobs_setting"]
 
 
 def percent(text: str) -> float:

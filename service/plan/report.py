@@ -11,6 +11,7 @@ from service.plan.fit import Fit
 from service.plan.part_costs import PartCosts
 from service.plan.requests import rows_of_picture, sampling_of
 from service.plan.saturation import FULL, Load, commands, lines_of, memory_bytes, parts_of
+from service.plan.sizing import FULL as WORKERS_FULL
 from service.plan.sizing import MOST_FULL, Wish
 from service.plan.step_times import StepTimes
 from service.settings import Settings
@@ -98,8 +99,9 @@ class Plan:
         yield f"GPU share        busy {fit.busy:.0%} of the time, {steps}: {speed}"
         if self.full_speed > 1:
             yield "OVERLOAD         more comes than the workers can do: waiting grows without an end"
-        elif self.full_speed > MOST_FULL:
-            yield f"FULL             the workers, planned up to {MOST_FULL:.0%}: beyond it chance decides the waiting"
+        elif self.full_speed > WORKERS_FULL:
+            planned = f"workers are planned up to {MOST_FULL:.0%}"
+            yield f"FULL             over {WORKERS_FULL:.0%} chance decides how long one waits; {planned}"
 
     def _redis_lines(self) -> Iterator[str]:
         sent, inside = commands(self.load, self.costs)
@@ -114,8 +116,8 @@ class Plan:
         yield f"Redis memory     {passing:,.1f} MB for jobs that wait and results on their way; {stay}"
         default = Settings.model_fields["open_jobs"].default
         if self.open_jobs > default:
-            setting = f"MASKBIT_OPEN_JOBS={self.open_jobs} for each shard"
-            yield f"open jobs        {math.ceil(self.fit.most_open):,} at once: {setting} ({default} by default)"
+            setting = f"MASKBIT_OPEN_JOBS={self.open_jobs} for each shard ({default} by default)"
+            yield f"open jobs        {math.ceil(self.fit.most_open):,} at once: {setting}"
 
     def values(self) -> dict[str, Any]:
         """For programs; times in seconds."""

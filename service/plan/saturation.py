@@ -1,4 +1,4 @@
-"""How full each part of a cluster is: Redis' thread, network and disk, the gateways' cores; and what helps."""
+"""How full each part of a cluster is: Redis' thread, network, disk; the gateways' cores; and what helps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Load:
     """What a cluster has to do: `rate` requests a second with `result_bytes` each; `waiting` jobs at most.
 
     `shards` Redis servers, each with its share of requests, workers and gateways, and with a disk that writes
-    `disk_bytes_s`. `kept` is the share of requests whose results stay for `result_ttl_s`: background jobs, and
+    `disk_bytes_s`. `kept` is the share of requests whose results stay for `result_ttl_s`: background jobs and
     those with an idempotency key. `open_jobs`: accepted and not ended, at most.
     """
 
@@ -144,8 +144,9 @@ def memory_bytes(load: Load, costs: PartCosts) -> tuple[float, float]:
 def lines_of(parts: list[Part]) -> Iterator[str]:
     """One line for each part, the pieces of its work below."""
     for part in parts:
+        limit = f"{part.limit:,g} {part.unit}"
         state = "FULL" if part.share > FULL else "ok"
-        yield f"{part.name:20}{part.share:8.1%} of {part.limit:g} {part.unit:8}{state:6}{part.knob}"
+        yield f"{part.name:20}{part.share:8.1%} of {limit:13}{state:6}{part.knob}"
         for name, used in part.of:
             if used / part.limit >= 0.001:
                 yield f"  {name:34}{used / part.limit:8.1%}"

@@ -17,12 +17,14 @@ from service.plan.step_times import StepTimes
 Tell = Callable[[str], None]
 POOL = 8
 """Workers that are simulated at most: more of them, with their share of the load, wait no longer."""
-MOST_FULL = 0.9
-"""Share of the workers' full speed up to which they are planned: beyond it chance decides how long one waits."""
+MOST_FULL = 0.85
+"""Share of the workers' full speed up to which they are planned."""
+FULL = 0.9
+"""The same from which on chance decides how long one waits."""
 SEEDS = 3
 """Sequences of arrivals, with each of which the goal is met."""
 LOST = 0.001  # share of requests without an answer that a plan may have
-_GROWTH = 1.25
+_FIRST_STEP = 32  # of the fewest that could do, the first step is this part
 _LONG_S = 1e6
 _MANY = 10**9
 _SATURATING = 8  # times the slots
@@ -53,8 +55,8 @@ def alone_s(wish: Wish, times: StepTimes) -> float:
 
 def capacity(wish: Wish, times: StepTimes) -> float:
     """Requests a second that one worker answers on average while more wait than it has slots."""
-    # Which steps meet in a batch stays as it began, and decides by some 5 % how much fits into it: more beginnings
-    # tell more than more requests.
+    # Which steps meet in a batch stays as it began, and decides by some 5 % how much fits into it: more
+    # beginnings tell more than more requests.
     return fmean(_saturated(wish, times, seed) for seed in range(_SATURATIONS))
 
 
@@ -74,15 +76,13 @@ def _saturated(wish: Wish, times: StepTimes, seed: int) -> float:
 
 def _arrivals(wish: Wish, count: int, rate: float, share: float, seed: int) -> list[Request]:
     tokenize_rate = wish.tokenize_rate * share
-    return poisson(
-        count, rate, images=wish.images, steps=wish.steps, tokenize_rate=tokenize_rate, seed=seed
-    )
+    return poisson(count, rate, images=wish.images, steps=wish.steps, tokenize_rate=tokenize_rate, seed=seed)
 
 
 def evaluate(
     wish: Wish, times: StepTimes, workers: int, *, p99_s: float = math.inf, tell: Tell = lambda text: None
 ) -> Fit:
-    """How `workers` fare under the load, with SEEDS sequences of arrivals, or up to one that misses `p99_s`."""
+    """How `workers` fare with SEEDS sequences of arrivals, or up to one with which they miss `p99_s`."""
     pool = min(workers, POOL)
     share = pool / workers
     scene = Scene(times=times, workers=pool, slots=wish.slots, deadline_s=wish.deadline_s, open_jobs=_MANY)
@@ -98,7 +98,7 @@ def evaluate(
 
 
 def size(wish: Wish, times: StepTimes, p99_s: float, *, tell: Tell = lambda text: None) -> Fit:
-    """The fewest workers with which 99 % are answered within `p99_s` with each of SEEDS sequences of arrivals.
+    """The fewest workers that answer 99 % within `p99_s`, with each of SEEDS sequences of arrivals.
 
     They are at most MOST_FULL of full speed. Raises InputError if no number suffices.
     """
@@ -116,10 +116,10 @@ def size(wish: Wish, times: StepTimes, p99_s: float, *, tell: Tell = lambda text
 
 
 def _fewest(try_: Callable[[int], Fit], p99_s: float, low: int, most: int) -> Fit:
-    """By larger and larger numbers up to `most`, then by halves; `low` are too few."""
-    high, fit = low, None
+    """By larger and larger steps up to `most`, then by halves; `low` are too few."""
+    high, fit, step = low, None, max(1, low // _FIRST_STEP)
     while fit is None:
-        low, high = high, min(most, max(high + 1, math.ceil(high * _GROWTH)))
+        low, high, step = high, min(most, high + step), 2 * step
         tried = try_(high)
         fit = tried if _good(tried, p99_s) else None
         if fit is None and high == most:

@@ -1,4 +1,4 @@
-"""A worker's own small HTTP server: `/metrics` for Prometheus, `/livez`, `/startupz`, `/readyz` for its keeper."""
+"""A worker's own small HTTP server: `/metrics` for Prometheus, the probes for whoever runs it."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__((host, port), _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread. Whoever opens many connections keeps nobody else out, and takes no more threads."""
+        """Answer in a thread; whoever opens many connections takes few of them, and keeps nobody else out."""
         with self._book:
             self._open[request] = None
             if len(self._open) > _MOST:
