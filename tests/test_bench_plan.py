@@ -13,7 +13,7 @@ from maskbit_cli import build_app
 from models.bundle import open_bundle
 from models.runtime.base import CPU_BUCKETS
 from models.runtime.noop_runtime import NoopRuntime
-from service.bench import plan_check
+from service.bench import parts, plan_check
 from service.bench.arrivals import Arrival
 from service.bench.plan_check import CALL_S, ROW_S, measure_paced, predict
 from service.bench.steps import measure
@@ -76,9 +76,11 @@ def test_a_prediction_is_for_the_same_arrivals(paced: StepTimes) -> None:
     assert outcome.latencies[arrivals[1]] > outcome.latencies[arrivals[0]]
 
 
-def test_part_costs_are_written_for_the_plan(tmp_path: Path) -> None:
+def test_part_costs_are_written_for_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "_ANNOUNCEMENTS", 30)
+    monkeypatch.setattr(parts, "_ARRIVALS", 300)
     file = tmp_path / "parts.json"
-    options = ("--requests", "30", "--clients", "4", "--jobs", "10", "--seconds", "0.2", "--out", str(file))
+    options = ("--requests", "30", "--clients", "4", "--jobs", "50", "--seconds", "0.2", "--out", str(file))
     output = run("bench", "parts", *options)
     assert len(re.findall(r" [\d,]+\.\d\d( µs| bytes)?$", output, re.MULTILINE)) == 19
     costs = part_costs.load(file)
@@ -101,9 +103,10 @@ def test_a_prediction_is_shown_beside_the_real_service(
 ) -> None:
     monkeypatch.setattr(plan_check, "measure_paced", lambda bundle: paced)
     monkeypatch.setattr(plan_check, "_SERVICE_S", 0.3)
+    monkeypatch.setattr(plan_check, "_WARM_UP", 2)
     output = run(
-        *("bench", "plan", "--workers", "2", "--loads", "90", "--requests", "5", "--model-requests", "0")
+        *("bench", "plan", "--workers", "2", "--loads", "90", "--requests", "3", "--model-requests", "0")
     )
     numbers = r"( +[\d.]+ +[\d.]+ +[\d.]+){2}"
-    assert re.search(rf"^paced +2 +90% +5{numbers}$", output, re.MULTILINE), output
+    assert re.search(rf"^paced +2 +90% +3{numbers}$", output, re.MULTILINE), output
     assert re.search(r"^predicted over measured: from [\d.]+ to [\d.]+$", output, re.MULTILINE)

