@@ -51,8 +51,8 @@ def export_onnx(
     """Write the graphs of `bundle` into its folder `onnx/`, which is returned.
 
     `precisions` are those of the generator. What else the same maskbit and PyTorch exported before stays, and
-    so does the tokenizer, unless `rebuild`. `say` is told what was done, and what of an
-    older export is lost. Until all is written and checked, that one stays as it was.
+    so does the tokenizer, unless `rebuild`. `say` is told what was done, and what of an older export is lost.
+    Until all is written and checked, that one stays as it was.
     Raises ConfigError for an unknown precision, BundleError where the bundle cannot be read or written,
     RuntimeUnavailable when a package is missing or the graphs are not what they should be.
     """

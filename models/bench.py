@@ -15,7 +15,7 @@ import torch
 from models.bundle import Bundle, Manifest
 from models.ceilings import CLOCKS, Ceilings, Clock, measure_ceilings, seconds_of
 from models.config import GeneratorConfig
-from models.contenders import Contender, load_contenders
+from models.contenders import Contender, check_names, load_contenders
 from models.drawing import Drawing
 from models.errors import InputError, first_line
 from models.flops import Work, decoder_work, encoder_work, generator_work
@@ -116,14 +116,16 @@ def bench(
     cuda = place.type == "cuda"
     if clock not in CLOCKS:
         raise InputError(f"clock is {clock!r}; allowed are {', '.join(CLOCKS)}")
+    check_names(runtimes)
     timer = Timer(place, CLOCKS[clock], rounds)
-    contenders, missing = load_contenders(bundle, place, runtimes)
+    # Before the contenders take the device's memory.
     ceilings = measure_ceilings(place, timer.clock)
     yield f"{bundle.ref} on {place}, {clock} time; {hardware()}"
     yield (
         f"ceilings, measured now: {ceilings.flops / 1e12:.2f} TFLOP/s ({ceilings.product}), "
         f"{ceilings.bytes / 1e9:.0f} GB/s (copy)"
     )
+    contenders, missing = load_contenders(bundle, place, runtimes)
     yield from missing
     yield HEADER
     if steps is None:

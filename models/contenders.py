@@ -82,16 +82,20 @@ class OfRuntime:
         return self._runtime.decode(grids)
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Raise InputError for names that `load_contenders` knows no runtime of."""
+    for name in names:
+        if name.partition(":")[0] not in RUNTIMES:
+            raise InputError(f"--runtimes holds {name!r}; allowed are {', '.join(RUNTIMES)}")
+
+
 def load_contenders(
     bundle: Bundle, device: torch.device, names: Sequence[str]
 ) -> tuple[list[Contender], list[str]]:
     """The published way and the runtimes `names`, warmed up, and a line about each that cannot be had.
 
-    A name is that of a runtime, with a precision if wanted: `torch`, `onnx:bf16`; InputError for others.
+    A name is that of a runtime, with a precision if wanted: `torch`, `onnx:bf16`.
     """
-    for name in names:
-        if name.partition(":")[0] not in RUNTIMES:
-            raise InputError(f"--runtimes holds {name!r}; allowed are {', '.join(RUNTIMES)}")
     contenders: list[Contender] = [Published(bundle, device)]
     missing = []
     for name in names:

@@ -134,6 +134,8 @@ def test_a_revision_that_the_gpu_has_no_room_for_waits_and_never_goes_to_the_cpu
     until(lambda: "cannot be served" in caplog.text or current(worker)[0] == second)
     assert current(worker) == (first, "cuda:0")
     assert reason in caplog.text
+    # Metrics name what is loaded, and what was refused is not.
+    assert [labels[0] for labels in worker._metrics.model_info._metrics] == [f"tiny@{first}"]
     machine.gpu = OnGpu
     worker.look_now()
     until(lambda: current(worker) == (second, "cuda:0"))

@@ -43,14 +43,7 @@ class WorkerLoader:
     def load_successor(self, bundle: Bundle, former: Worker) -> Worker:
         """One that takes over from `former`. RuntimeUnavailable if it would be slower for good."""
         consumer = self._consumer(bundle, bundle.revision)
-        worker = self._worker(bundle, consumer, *self._wish_beside(former))
-        rows, most = worker.engine.runtime.buckets[-1], former.engine.runtime.buckets[-1]
-        if former.info.device.startswith(CUDA) and rows < most:
-            raise RuntimeUnavailable(
-                f"beside {former.info.bundle} there is memory for {rows} rows at a time, not for {most} as "
-                "there has been; free some, or start the worker anew"
-            )
-        return worker
+        return self._worker(bundle, consumer, *self._wish_beside(former), former=former)
 
     def load_heir(self, bundle: Bundle, former: Worker, orphan: Orphan) -> Worker:
         """One beside `former`, with the same weights, for the jobs of `orphan`."""
@@ -66,11 +59,20 @@ class WorkerLoader:
         return Consumer(self._settings.redis_url, keys, worker_id, self._settings.queue_limits())
 
     def _worker(
-        self, bundle: Bundle, consumer: Consumer, kind: str, wish: Wish, orphan: Orphan | None = None
+        self,
+        bundle: Bundle,
+        consumer: Consumer,
+        kind: str,
+        wish: Wish,
+        *,
+        former: Worker | None = None,
+        orphan: Orphan | None = None,
     ) -> Worker:
         started, settings = time.monotonic(), self._settings
         choice = choose_runtime(bundle, kind, wish)
         self._tell(choice)
+        if former is not None:
+            _check_rows(choice.runtime, former)
         worker = Worker(
             consumer,
             choice.runtime,
@@ -126,3 +128,13 @@ class WorkerLoader:
             if reason not in self._told:
                 self._told.add(reason)
                 log.log(logging.WARNING if unused else logging.INFO, "passed over: %s", reason)
+
+
+def _check_rows(runtime: Runtime, former: Worker) -> None:
+    """Raise RuntimeUnavailable if a runtime on a GPU found less memory than that of `former` did."""
+    rows, most = runtime.buckets[-1], former.engine.runtime.buckets[-1]
+    if former.info.device.startswith(CUDA) and rows < most:
+        raise RuntimeUnavailable(
+            f"beside {former.info.bundle} there is memory for {rows} rows at a time, not for {most} as "
+            "there has been; free some, or start the worker anew"
+        )
