@@ -183,10 +183,10 @@ def test_accepted_jobs_survive_a_kill_of_the_whole_service(tmp_path: Path) -> No
         until(lambda: running.client.get(location).status_code == 200)
         before = running.client.get(location).json()["result"]
         parts = psutil.Process(running.process.pid).children(recursive=True)
-        running.process.kill()
-        # Worker and gateway end by themselves when their supervisor is gone; Redis later or for the next.
         maskbit = [part for part in parts if "maskbit_cli" in part.cmdline()]
         assert len(maskbit) == 2
+        running.process.kill()
+        # Worker and gateway end by themselves when their supervisor is gone; Redis later or for the next.
         assert psutil.wait_procs(maskbit, 40)[1] == []
     with serving(tmp_path, "--runtime", "noop") as running:
         assert running.client.get(location).json()["result"] == before
