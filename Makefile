@@ -8,11 +8,11 @@ JOBS ?= 2
 PYTEST_ARGS ?=
 CHAOS_ARGS ?=
 
-.PHONY: help run setup test chaos lint check format clean audit
+.PHONY: help run setup test deploy-check images chaos lint check format clean audit
 .DEFAULT_GOAL := help
 
 help:  ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@echo "== setting up $(VENV) to run the service"
@@ -48,6 +48,15 @@ test: check  ## everything: check, then all tests (JOBS at a time, PYTEST_ARGS)
 	@$(BIN)/python -m tests.triton_fixtures || echo "its tests are skipped"
 	@echo "== pytest"
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+
+deploy-check: $(VENV)/.dev  ## images' files, compose, chart, dashboard and rules, capacity, release; a part of test
+	@echo "== deploy-check"
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/test_chart*.py tests/test_cluster_pods.py tests/test_images.py \
+		tests/test_monitoring.py tests/test_plan*.py tests/test_probes.py tests/test_release.py tests/test_telemetry.py
+
+images: $(VENV)/.dev  ## build the gateway's and the CPU worker's image and try them (root; buildah, mmdebstrap)
+	@echo "== images"
+	@MASKBIT_BUILD_IMAGES=1 $(BIN)/python -m pytest -s tests/test_images_built.py
 
 chaos: $(VENV)/.run  ## break the service on purpose: faults and mutants (CHAOS_ARGS, such as --controls)
 	@echo "== chaos"

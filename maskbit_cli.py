@@ -20,6 +20,7 @@ COMMANDS: dict[str, Entry | Group] = {
     "serve": ("service.cli", "serve", "Start Redis, a worker and the gateway with its page, as one."),
     "gateway": ("service.cli", "gateway", "Start the HTTP gateway alone."),
     "worker": ("service.cli", "worker", "Start a worker alone."),
+    "health": ("service.cli", "health", "Say whether the gateway or the worker here is ready."),
     "keys": (
         {"new": ("service.gateway.cli", "keys_new", "Make an API key.")},
         "API keys of the gateway.",
@@ -33,6 +34,7 @@ COMMANDS: dict[str, Entry | Group] = {
     "data": ("training.data.cli", "data_app", "Make shards of pictures, or a cache of their tokens."),
     "evaluate": ("training.evaluation.cli", "evaluate_app", "Measure the quality of a bundle."),
     "export": ("export.cli", "export_app", "Compile a bundle for runtimes other than PyTorch."),
+    "plan": ("service.plan.cli", "plan", "How many workers a load needs, and what saturates first."),
     "chaos": (
         "service.chaos.cli",
         "chaos",
@@ -48,6 +50,13 @@ COMMANDS: dict[str, Entry | Group] = {
             ),
             "load": ("service.bench.cli", "bench_load", "Step-level batching against whole requests."),
             "redis": ("service.bench.cli", "bench_redis", "Redis commands a picture, memory a waiting job."),
+            "steps": ("service.bench.cli", "bench_steps", "Times of a worker's calls, for maskbit plan."),
+            "parts": (
+                "service.bench.cli",
+                "bench_parts",
+                "What requests and workers cost Redis and the gateway, for maskbit plan.",
+            ),
+            "plan": ("service.bench.cli", "bench_plan", "What maskbit plan predicts beside a real load."),
             "soak": ("service.bench.cli", "bench_soak", "Memory over many requests."),
             "abuse": ("service.bench.cli", "bench_abuse", "What hostile clients cost a good one."),
             "training": ("training.cli", "bench_training", "Training from pictures and from a token cache."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +36,13 @@ LogOption = Annotated[
 StateOption = Annotated[Path | None, typer.Option(help="Folder of the embedded Redis [MASKBIT_STATE_DIR].")]
 
 _WITH_PASSWORD = re.compile("//[^/]*@")
+
+
+class Part(StrEnum):
+    """What can be asked whether it is ready."""
+
+    GATEWAY = "gateway"
+    WORKER = "worker"
 
 
 def _settings(**given: Any) -> Any:
@@ -128,3 +136,20 @@ def worker(
 
     end_with_parent()
     run_worker(settings)
+
+
+def health(part: Annotated[Part, typer.Argument(help="Which of them runs here.")]) -> None:
+    """Say whether the gateway or the worker here is ready; code 1 if it is not. For containers' checks.
+
+    It reads the same MASKBIT_HOST, MASKBIT_PORT and MASKBIT_METRICS_PORT as they do.
+    """
+    settings = _settings()
+    from service.errors import Unavailable
+    from service.health import check_ready
+
+    try:
+        check_ready(part, settings)
+    except Unavailable as exc:
+        typer.echo(exc.message, err=True)
+        raise typer.Exit(1) from exc
+    typer.echo(f"the {part} is ready")

@@ -5,7 +5,7 @@ MaskBitError
     ├── InvalidRequest 422 · UnsupportedMedia 415 · PayloadTooLarge 413 · BodyTimeout 408 · Misdirected 421
     ├── NotFound 404 · ResultExpired 410 · JobCancelled 409 · IdempotencyConflict 422
     ├── Unauthorized 401 · TooManyFailedKeys 429 · RateLimited 429 · QuotaExceeded 429
-    ├── TenantLimit 429 · QueueFull 503 · Unavailable 503 (Moved)
+    ├── TenantLimit 429 · QueueFull 503 · Unavailable 503 (Moved, NoWorker)
     └── DeadlineUnmeetable 504 · DeadlinePassed 504 · JobFailed 500 · Poisoned 500
 """
 
@@ -106,6 +106,15 @@ class Unavailable(ServiceError):
 
 class Moved(Unavailable):
     """This revision of a model takes no new jobs any more; a newer one does."""
+
+
+class NoWorker(Unavailable):
+    """No worker of `model` is alive."""
+
+    def __init__(self, model: str, *, retry_after_s: float) -> None:
+        message = f"no worker with the weights of the model {model!r} is alive"
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.model = model
 
 
 class DeadlineUnmeetable(ServiceError):

@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     log_format: Format = "text"
     log_level: Level = "info"
     metrics_port: int | None = Field(
-        None, ge=0, le=65535, description="the worker's own /metrics; none by default"
+        None, ge=0, le=65535, description="the worker's own /metrics and probes; none by default"
     )
 
     max_images: int = Field(16, ge=1, le=256)

@@ -180,6 +180,20 @@ def test_a_dropped_task_leaves_before_the_next_step_and_its_steps_are_counted(bu
     assert b"maskbit_steps_saved_total 6.0" in engine.metrics.render()
 
 
+def test_rows_padding_and_time_of_the_network_are_counted(bundle: Bundle) -> None:
+    engine, _, runtime = make(bundle, slots=8)
+    runtime.buckets = (4, 16)
+    engine.submit(generate("five rows", count=5, steps=3))
+    run(engine)
+    engine.submit(Task("codec", TokenizeJob.of(np.zeros((2, 16, 16, 3), dtype=np.uint8))))
+    run(engine)
+    text = engine.metrics.render().decode()
+    assert "maskbit_network_rows_total 15.0" in text
+    assert "maskbit_bucket_rows_total 48.0" in text
+    assert 'maskbit_busy_seconds_total{stage="step"} 3.0' in text
+    assert 'maskbit_busy_seconds_total{stage="encode"} 2.0' in text
+
+
 def test_a_step_has_as_many_network_rows_as_the_slots_allow(bundle: Bundle) -> None:
     engine, diary, runtime = make(bundle, slots=3)
     for number in range(4):

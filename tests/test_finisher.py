@@ -16,6 +16,7 @@ from service.jobs.job import ClaimedJob, Ending, JobView, NewJob, QueueLimits
 from service.jobs.keys import Keys
 from service.jobs.payloads import GenerateJob, Pictures
 from service.jobs.store import JobStore
+from service.telemetry import WorkerMetrics
 from service.worker.finisher import MOST, Finished, Finisher
 from service.worker.task import NoObserver, Task
 
@@ -76,24 +77,29 @@ def drawn(job: ClaimedJob, file_format: str = "tokens", size: int = 16) -> Task:
     return Task(job.id, request, grids={0: GRID}, pictures={0: noise})
 
 
-def finish(consumer: Consumer, work: Sequence[Finished], guard: Callable[..., None] | None = None) -> None:
+def finish(
+    consumer: Consumer, work: Sequence[Finished], guard: Callable[..., None] | None = None
+) -> WorkerMetrics:
     """Record `work`, all of which waits at the beginning."""
-    finisher = Finisher(consumer, NoObserver(), guard or (lambda loop: loop()))
+    metrics = WorkerMetrics()
+    finisher = Finisher(consumer, metrics, NoObserver(), guard or (lambda loop: loop()))
     for one in work:
         finisher.add(one)
     finisher.start()
     finisher.close()
+    return metrics
 
 
 def test_small_results_are_recorded_many_at_a_time(
     redis_url: str, keys: Keys, consumer: CountingConsumer
 ) -> None:
     jobs = claimed(consumer, redis_url, keys, 100)
-    finish(consumer, [Finished(job, drawn(job), 1.5) for job in jobs])
+    metrics = finish(consumer, [Finished(job, drawn(job), 1.5) for job in jobs])
     assert {view.state for view in views(redis_url, keys, jobs)} == {"D"}
     assert sum(consumer.sizes) == 100
     assert len(consumer.sizes) < 50
     assert max(consumer.sizes) <= MOST
+    assert f"maskbit_finish_seconds_count {len(consumer.sizes)}.0" in metrics.render().decode()
     assert consumer.held == []
 
 

@@ -49,6 +49,25 @@ def test_without_a_worker_work_is_refused_at_once(plain_bundle: Bundle, own_redi
         assert gateway.client.get("/info").json()["runtime"] is None
 
 
+def test_without_a_worker_a_gateway_is_ready_for_whoever_asks_for_redis_alone(
+    plain_bundle: Bundle, own_redis: RedisServer
+) -> None:
+    with gateway_running(plain_bundle, own_redis.url) as gateway:
+        alone = gateway.client.get("/readyz?workers=0")
+        assert (alone.status_code, alone.json()) == (
+            200,
+            {"ready": True, "models": {"tiny": False}, "workers": []},
+        )
+        for path in ("/readyz", "/readyz?workers=1"):
+            assert "no worker" in error_of(gateway.client.get(path), 503)["message"]
+        assert "workers" in error_of(gateway.client.get("/readyz?workers=many"), 422)["message"]
+        own_redis.stop()
+        until(lambda: gateway.client.get("/readyz?workers=0").status_code == 503)
+        assert "no worker" not in error_of(gateway.client.get("/readyz?workers=0"), 503)["message"]
+        own_redis.start()
+        until(lambda: gateway.client.get("/readyz?workers=0").status_code == 200)
+
+
 def test_readiness_follows_redis_and_recovers_without_a_restart(
     plain_bundle: Bundle, own_redis: RedisServer
 ) -> None:
@@ -95,7 +114,8 @@ def test_draining_refuses_new_work_and_finishes_what_runs(
             running = pool.submit(httpx.post, f"{gateway.client.base_url}/generate", json={"class_id": 1})
             until(lambda: worker.claimed)
             gateway.server.handle_exit(15, None)
-            assert error_of(gateway.client.get("/readyz"), 503)["code"] == "unavailable"
+            for path in ("/readyz", "/readyz?workers=0"):
+                assert error_of(gateway.client.get(path), 503)["code"] == "unavailable"
             assert (
                 "shutting down"
                 in error_of(gateway.client.post("/generate", json={"class_id": 1}), 503)["message"]

@@ -53,7 +53,7 @@ def test_every_setting_is_in_the_table_with_its_default() -> None:
 def test_every_setting_that_a_document_names_exists() -> None:
     known = {f"MASKBIT_{name.upper()}" for name in Settings.model_fields}
     # Of the client, and of tests.
-    known |= {"MASKBIT_API_KEY", "MASKBIT_FUZZ_CASES", "MASKBIT_FUZZ_IMAGES"}
+    known |= {"MASKBIT_API_KEY", "MASKBIT_FUZZ_CASES", "MASKBIT_FUZZ_IMAGES", "MASKBIT_PLAN_CASES"}
     for name in ("README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))):
         assert set(re.findall(r"\bMASKBIT_[A-Z_]*[A-Z]\b", read(name))) <= known, name
 

@@ -15,7 +15,14 @@ from tests.documents import ADDRESS, ROOT, blocks, broken_links, check_maskbit, 
 from tests.service_fixtures import Running
 
 README = read("README.md")
-DOCUMENTS = ["README.md", "CHANGELOG.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    "README.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+    "CONTRIBUTING.md",
+    "deploy/helm/maskbit/README.md",
+    *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+]
 # A refused request must fail the script.
 STRICT = 'set -euo pipefail\ncurl() { command curl --fail-with-body "$@"; }\n'
 

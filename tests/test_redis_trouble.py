@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import struct
 import threading
@@ -69,6 +70,30 @@ def test_what_redis_is_and_says_is_for_the_log_and_not_for_clients(
     with caplog.at_level("INFO"):
         asyncio.run(ask())
     assert "a call is given up" in caplog.text
+
+
+@pytest.mark.parametrize("rights", ["-@all +ping", "+@all -zcard", "+@all -evalsha"])
+def test_a_user_without_enough_rights_is_a_redis_that_does_not_answer(
+    redis_url: str, raw: Redis, caplog: pytest.LogCaptureFixture, rights: str
+) -> None:
+    """Whoever runs Redis can grant them while the service runs."""
+
+    async def ask() -> None:
+        link = AsyncLink(redis_url.replace("unix://", "unix://limited:word@"), KEYS.shared)
+        try:
+            with pytest.raises(Unavailable, match=r"^the job queue does not answer$"):
+                await link.run("depth")
+        finally:
+            await link.close()
+
+    execute: Any = raw.execute_command
+    execute("ACL", "SETUSER", "limited", "on", ">word", "~*", *rights.split())
+    try:
+        with caplog.at_level("INFO"):
+            asyncio.run(ask())
+    finally:
+        execute("ACL", "DELUSER", "limited")
+    assert re.search("a call is given up: .*(permission|The user)", caplog.text)
 
 
 def test_an_error_of_the_program_is_no_trouble_with_redis(redis_url: str) -> None:

@@ -142,6 +142,63 @@ def bench_redis(
         typer.echo(line)
 
 
+def bench_steps(
+    bundle: BundleOption = "fruit",
+    runtime: Annotated[str, typer.Option(help="auto, torch, onnx, tensorrt or triton.")] = "auto",
+    device: DeviceOption = "auto",
+    slots: Annotated[int, typer.Option(min=1, max=1024, help="Pictures drawn at the same time.")] = 16,
+    rounds: Annotated[int, typer.Option(min=1, help="Calls of each size; their median counts.")] = 10,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Length of the run around no model.")] = 5.0,
+    out: Annotated[Path | None, typer.Option(help="File for maskbit plan --bench.")] = None,
+) -> None:
+    """How long a worker's steps, decoding and tokenizing take, by batch size."""
+    from service.bench.steps import bench_steps as bench
+
+    _quiet()
+    for line in bench(
+        bundle, runtime_name=runtime, device=device, slots=slots, rounds=rounds, seconds=seconds, out=out
+    ):
+        typer.echo(line)
+
+
+def bench_parts(
+    requests: Annotated[int, typer.Option(min=10, help="Requests of each kind.")] = 3000,
+    clients: Annotated[int, typer.Option(min=1, max=512, help="Clients at the same time.")] = 32,
+    jobs: Annotated[int, typer.Option(min=1, help="Jobs that wait.")] = 500,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Length of each run without requests.")] = 5.0,
+    out: Annotated[Path | None, typer.Option(help="File for maskbit plan --parts.")] = None,
+) -> None:
+    """Processor time, bytes and memory of Redis and the gateway for a request, a worker, a gateway."""
+    from service.bench.parts import bench_parts as bench
+
+    _quiet()
+    for line in bench(requests=requests, clients=clients, jobs=jobs, seconds=seconds, out=out):
+        typer.echo(line)
+
+
+def bench_plan(
+    workers: Annotated[str, typer.Option(help="Paced workers of each run.")] = "1,3",
+    loads: Annotated[str, typer.Option(help="Percent of the simulated capacity.")] = "50,80",
+    requests: Annotated[int, typer.Option(min=1, help="Requests of each run with paced workers.")] = 400,
+    model_requests: Annotated[int, typer.Option(min=0, help="And with the model; 0 leaves it out.")] = 150,
+    bundle: BundleOption = "fruit",
+    seed: Annotated[int, typer.Option(min=0, help="Of the arrivals.")] = 0,
+) -> None:
+    """Latencies that maskbit plan predicts beside those of the real service under the same arrivals."""
+    from service.bench.plan_check import bench_plan as bench
+
+    _quiet()
+    for line in bench(
+        bundle=bundle,
+        workers=_numbers("--workers", workers),
+        loads=[share / 100 for share in _numbers("--loads", loads)],
+        requests=requests,
+        model_requests=model_requests,
+        seed=seed,
+    ):
+        typer.echo(line)
+
+
 def bench_soak(
     requests: Annotated[int, typer.Option(min=1, help="Requests in all.")] = 100_000,
     clients: Annotated[int, typer.Option(min=1, max=512, help="Clients at the same time.")] = 32,

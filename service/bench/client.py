@@ -85,6 +85,11 @@ class Connection(asyncio.Protocol):
         self._transport.write(request)
         return await self._reply
 
+    @property
+    def usable(self) -> bool:
+        """Whether it is open; a server closes what has been idle for a while."""
+        return self._transport is not None and not self._transport.is_closing()
+
     def close(self) -> None:
         """Close the connection."""
         if self._transport is not None:

@@ -49,8 +49,9 @@ class _Visitors:
         self._idle.append(connection)
 
     async def _connection(self) -> Connection:
-        if self._idle:
-            return self._idle.pop()
+        while self._idle:
+            if (connection := self._idle.pop()).usable:
+                return connection
         connection = await connect(self._port)
         self._opened.append(connection)
         return connection

@@ -12,7 +12,7 @@ from fastapi import Depends, Request
 from starlette.requests import ClientDisconnect
 
 from models.bundle import Bundle
-from service.errors import Moved, QuotaExceeded, ServiceError, Unavailable
+from service.errors import Moved, NoWorker, QuotaExceeded, ServiceError, Unavailable
 from service.gateway.bodies import BodyLimits, BodyRoom
 from service.gateway.caller import Caller
 from service.gateway.catalogue import Catalogue
@@ -56,7 +56,7 @@ class Desk:
 
     def __init__(self, settings: Settings, bundles: Sequence[Bundle], redis_url: str) -> None:
         self.catalogue = Catalogue(bundles, settings, redis_url)
-        self.metrics = GatewayMetrics()
+        self.metrics = GatewayMetrics(model.name for model in self.catalogue.models)
         self.keys = KeyRing(settings.api_keys, settings.api_keys_file)
         self.allowances = Allowances(redis_url)
         self.spans = open_spans()
@@ -218,8 +218,15 @@ async def desk_of(request: Request) -> Desk:
 
 
 async def open_desk(desk: Annotated[Desk, Depends(desk_of)]) -> Desk:
-    """The desk, when it takes new work; else Unavailable before the body is read."""
-    await desk.check_open()
+    """The desk, when it takes new work; else Unavailable before the body is read.
+
+    Of several models without workers none is refused here: the body says for which one that is counted.
+    """
+    try:
+        await desk.check_open()
+    except NoWorker:
+        if len(desk.catalogue.models) == 1:
+            raise
     return desk
 
 

@@ -53,7 +53,7 @@ class Gate:
             balance = await self._allowances.charge_request(caller.tenant, caller.allowance)
         except ServiceError as exc:
             if exc.status in (429, 503):
-                self._metrics.shed(exc.code)
+                self._metrics.shed(exc)
             answer = error_response(exc, scope["state"]["request_id"])
             if isinstance(exc, RateLimited):
                 answer.headers.update(rate_headers(caller.allowance, _spent(caller.allowance, exc)))

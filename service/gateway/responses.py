@@ -84,8 +84,10 @@ def install(app: FastAPI) -> None:
 
 async def _service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    if error.status in (429, 503) or isinstance(error, DeadlineUnmeetable):
-        request.app.state.desk.metrics.shed(error.code)
+    turned_away = error.status in (429, 503) or isinstance(error, DeadlineUnmeetable)
+    # Whoever asks whether we are ready wants no work done.
+    if turned_away and request.url.path != "/readyz":
+        request.app.state.desk.metrics.shed(error)
     return error_response(error, request_id_of(request))
 
 

@@ -4,7 +4,7 @@ import asyncio
 import time
 from typing import Any
 
-from service.errors import ServiceError, Unavailable
+from service.errors import NoWorker, ServiceError, Unavailable
 from service.jobs.speed import Speed
 from service.jobs.store import JobStore
 
@@ -26,7 +26,7 @@ class Fleet:
         self._look: asyncio.Task[None] | None = None
 
     async def workers(self, *, fresh: bool = False) -> list[dict[str, Any]]:
-        """At least one worker. Raises Unavailable: there is none, or Redis does not answer.
+        """At least one worker. Raises NoWorker; Unavailable when Redis does not answer.
 
         `fresh` looks again even if somebody did a moment ago.
         """
@@ -36,6 +36,8 @@ class Fleet:
             await asyncio.shield(self._look)
         if self._error is not None:
             raise Unavailable(self._error.message, retry_after_s=self._error.retry_after_s)
+        if not self._workers:
+            raise NoWorker(self._name, retry_after_s=_RETRY_S)
         return self._workers
 
     async def living(self) -> list[dict[str, Any]]:
@@ -56,15 +58,11 @@ class Fleet:
             await asyncio.gather(self._look, return_exceptions=True)
 
     async def _refresh(self) -> None:
-        self._error = None
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 self._workers = await self._jobs.workers()
             self._speed = Speed.of(self._workers)
-            if not self._workers:
-                self._error = Unavailable(
-                    f"no worker with the weights of the model {self._name!r} is alive", retry_after_s=_RETRY_S
-                )
+            self._error = None
         except TimeoutError:
             self._error = Unavailable("the job queue does not answer in time", retry_after_s=_RETRY_S)
         except ServiceError as exc:

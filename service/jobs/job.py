@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Kind = Literal["generate", "tokenize", "detokenize"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 Priority = Literal["interactive", "bulk"]
 
 QUEUED = "Q"
@@ -176,8 +177,9 @@ class QueueDepth:
 
 @dataclass(frozen=True)
 class Depth:
-    """All streams by short name (`interactive`, `bulk`, `codec`), open jobs and kept results."""
+    """All streams by short name (`interactive`, `bulk`, `codec`), open jobs, kept results, dead letters."""
 
     queues: dict[str, QueueDepth]
     open: int
     results: int
+    dead: int

@@ -13,7 +13,14 @@ from redis import asyncio as aioredis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import (
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
@@ -35,6 +42,8 @@ _TRANSIENT = (
     *("LOADING", "MISCONF", "READONLY", "OOM", "MASTERDOWN", "NOREPLICAS", "BUSY", "CLUSTERDOWN", "TRYAGAIN"),
     # A blocking read whose stream was deleted.
     *("UNBLOCKED", "NOGROUP"),
+    # Inside a script, where the user may not do what it does.
+    "The user executing the script",
 )
 
 # After these nobody knows whether the call was carried out.
@@ -46,7 +55,7 @@ TROUBLE = (RedisError, OSError, RuntimeError)
 
 def is_transient(error: Exception) -> bool:
     """Whether the same call may succeed later without anybody changing the program."""
-    if _in_doubt(error) or isinstance(error, (OutOfMemoryError, ReadOnlyError)):
+    if _in_doubt(error) or isinstance(error, (OutOfMemoryError, ReadOnlyError, NoPermissionError)):
         return True
     # Inside a script Redis 6.2 wraps the error in a sentence.
     return isinstance(error, ResponseError) and any(word in str(error) for word in _TRANSIENT)

@@ -131,12 +131,12 @@ class JobStore:
 
     async def depth(self) -> Depth:
         """How full the queues are."""
-        queues, open_jobs, results = await self._link.run("depth")
+        queues, open_jobs, results, dead = await self._link.run("depth")
         depths = {
             name: QueueDepth(waiting=length - pending, running=pending, oldest_age_s=age_ms / 1000)
             for name, (length, pending, age_ms) in zip(("interactive", "bulk", "codec"), queues, strict=True)
         }
-        return Depth(queues=depths, open=open_jobs, results=results)
+        return Depth(queues=depths, open=open_jobs, results=results, dead=dead)
 
     async def workers(self) -> list[dict[str, Any]]:
         """What the living workers say about themselves."""

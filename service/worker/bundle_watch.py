@@ -26,9 +26,18 @@ class BundleWatch:
         self._delay_s = _RETRY_FLOOR_S
         self._again_s = 0.0
 
+    @property
+    def refusal(self) -> str:
+        """The other revision that lies there and cannot be served, and why; nothing if there is none."""
+        if self._refused is None or self._refused[0] == self.current.revision:
+            return ""
+        return "revision {} cannot be served: {}".format(*self._refused)
+
     def look(self, *, asked: bool = False) -> Bundle | None:
         """A bundle of another revision; None when there is none, or none to try just now."""
         found = self._on_disk()
+        if found == self.current.revision:
+            self._refused = None
         if not asked and (found == self.current.revision or self._is_to_wait(found)):
             return None
         try:

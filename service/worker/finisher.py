@@ -22,6 +22,7 @@ from service.jobs.job import ClaimedJob, Ending
 from service.jobs.payloads import DetokenizeJob, Pictures, TokenizeJob, Tokens
 from service.logs import of_job
 from service.pictures import npy_file, picture_file, tokens_file
+from service.telemetry import WorkerMetrics
 from service.worker.task import Observer, Task
 
 log = logging.getLogger(__name__)
@@ -47,11 +48,13 @@ class Finisher:
     def __init__(
         self,
         consumer: Consumer,
+        metrics: WorkerMetrics,
         observer: Observer,
         guard: Callable[[Callable[[], None]], None],
         bundle: str = "",
     ) -> None:
         self._consumer = consumer
+        self._metrics = metrics
         self._bundle = bundle
         self._observer = observer
         self._waiting: queue.SimpleQueue[Finished | None] = queue.SimpleQueue()
@@ -81,12 +84,14 @@ class Finisher:
             self._record(first)
 
     def _record(self, first: Finished) -> None:
-        began_ns, until = time.time_ns(), time.monotonic() + GATHER_S
+        began_ns, began_s = time.time_ns(), time.monotonic()
+        until = began_s + GATHER_S
         batch, endings = [first], [ending_of(first, self._bundle)]
         while len(batch) < MOST and time.monotonic() < until and (more := self._next()) is not None:
             batch.append(more)
             endings.append(ending_of(more, self._bundle))
         self._consumer.settle(endings)
+        self._metrics.finish_seconds.observe(time.monotonic() - began_s)
         for finished, ending in zip(batch, endings, strict=True):
             if finished.task is not None:
                 images = finished.task.images

@@ -36,8 +36,11 @@ class Meter:
         began, began_ns = self._clock(), time.time_ns()
         yield
         seconds = self._clock() - began
+        self._metrics.busy_seconds.labels(stage).inc(seconds)
         if stage == "step":
             self._metrics.step_seconds.labels(str(bucket)).observe(seconds)
+            self._metrics.network_rows.inc(amount)
+            self._metrics.bucket_rows.inc(max(amount, bucket))
         else:
             coded = self._metrics.encode_seconds if stage == "encode" else self._metrics.decode_seconds
             coded.observe(seconds)

@@ -1,11 +1,11 @@
-"""From settings to a running worker: bundle, runtime, warm-up, metrics, queue (`maskbit worker`)."""
+"""From settings to a running worker: probes, bundle, runtime, warm-up, queue (`maskbit worker`)."""
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 
-from prometheus_client import start_http_server
 from redis import Redis
 
 from models.errors import ConfigError
@@ -14,6 +14,7 @@ from service.jobs.redis_server import check_settings
 from service.settings import Settings
 from service.telemetry import WorkerMetrics
 from service.tracing import open_tracer
+from service.worker.probes import Probes
 from service.worker.succession import Succession
 from service.worker.task import Observer
 
@@ -23,7 +24,10 @@ REDIS_CHECK_TIMEOUT_S = 2.0
 
 
 def run_worker(settings: Settings) -> None:
-    """Serve jobs until SIGTERM or SIGINT. Weights are loaded and warm before the worker announces itself."""
+    """Serve jobs until SIGTERM or SIGINT. Weights are loaded and warm before the worker announces itself.
+
+    Where a metrics port is set, it answers there from the start and tells when it is ready.
+    """
     if settings.redis_url is None:
         raise Unavailable(
             "a worker needs a Redis: set MASKBIT_REDIS_URL or --redis-url (maskbit serve brings its own)"
@@ -32,13 +36,24 @@ def run_worker(settings: Settings) -> None:
         raise ConfigError(
             f"a worker serves one bundle, got {settings.bundle!r}; start one worker for each bundle"
         )
+    _end_while_loading()
     metrics = WorkerMetrics()
+    probes = Probes(metrics)
+    if settings.metrics_port is not None:
+        _listen(probes, settings.host, settings.metrics_port)
     succession = Succession(settings, metrics, _observer())
     _check_redis(settings.redis_url)
-    if settings.metrics_port is not None:
-        _serve_metrics(settings, metrics)
     _obey_signals(succession)
+    probes.follow(succession.readiness)
     succession.run()
+
+
+def _end_while_loading() -> None:
+    """SIGTERM ends the process at once, since nothing is held yet.
+
+    Without a handler the first process of a container does not hear it.
+    """
+    signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
 
 
 def _obey_signals(succession: Succession) -> None:
@@ -69,9 +84,8 @@ def _check_redis(url: str) -> None:
             log.warning("%s", warning)
 
 
-def _serve_metrics(settings: Settings, metrics: WorkerMetrics) -> None:
-    assert settings.metrics_port is not None
+def _listen(probes: Probes, host: str, port: int) -> None:
     try:
-        start_http_server(settings.metrics_port, settings.host, registry=metrics.registry)
+        probes.listen(host, port)
     except OSError as exc:
-        log.warning("no worker metrics on port %d: %s", settings.metrics_port, exc.strerror)
+        log.warning("no worker metrics on port %d: %s", port, exc.strerror)

@@ -12,6 +12,8 @@ import queue
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
 
 from redis.exceptions import RedisError
 
@@ -69,6 +71,21 @@ class Succession:
         """Look for a new revision at once. Safe in a signal handler."""
         self._asked = True
         self._wake.put(None)
+
+    def readiness(self) -> dict[str, Any]:
+        """Whether jobs can be expected of this process just now; `reason` says why not. For any thread.
+
+        With what it has loaded, and in `refused` the newer revision that it could not.
+        """
+        current = self._reigns[-1:]
+        reason = self._hindrance(current)
+        answer = {"ready": not reason, "reason": reason, "refused": self._watch.refusal}
+        return answer | (asdict(current[0].worker.info) if current else {})
+
+    def _hindrance(self, current: list[Reign]) -> str:
+        if self._stopping or not current:
+            return "the worker is ending"
+        return "" if current[0].worker.consumer.available else "Redis does not answer as it should"
 
     def run(self) -> None:
         """Serve; raises what broke a worker."""

@@ -102,7 +102,7 @@ class Worker:
         self._ended = threading.Event()
         self._crash: BaseException | None = None
         made_by = bundle.ref if heir_of else ""
-        self._finisher = Finisher(consumer, self._observer, self._guard, made_by)
+        self._finisher = Finisher(consumer, metrics, self._observer, self._guard, made_by)
         self._progress = Progress(consumer, self._finisher, self._guard)
 
     def run(self) -> None:

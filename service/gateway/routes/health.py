@@ -1,11 +1,12 @@
 """`/livez`, `/readyz` and `/metrics`."""
 
 import asyncio
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from service.errors import Unavailable
+from service.errors import NoWorker, Unavailable
 from service.gateway import openapi
 from service.gateway.answers import LiveAnswer, ReadyAnswer, WorkerAnswer
 from service.gateway.desk import DeskDep
@@ -16,7 +17,7 @@ from service.telemetry import CONTENT_TYPE
 
 router = APIRouter(tags=["operation"])
 
-_DEPTH_TIMEOUT_S = 1.0
+_LOOK_TIMEOUT_S = 1.0
 
 
 @router.get("/livez", responses=openapi.answer(200, LiveAnswer))
@@ -25,17 +26,26 @@ async def livez() -> Response:
     return LiveAnswer(alive=True).response()
 
 
-@router.get("/readyz", responses=openapi.answer(200, ReadyAnswer) | openapi.errors(503))
-async def readyz(request: Request, desk: DeskDep) -> Response:
+@router.get("/readyz", responses=openapi.answer(200, ReadyAnswer) | openapi.errors(422, 503))
+async def readyz(
+    request: Request,
+    desk: DeskDep,
+    workers: Annotated[bool, Query(description="0: the gateway alone counts, with Redis")] = True,
+) -> Response:
     """Redis answers, a worker of some model is alive, and this gateway is not shutting down.
 
+    With `workers=0` it is ready without a worker too, as long as it can look jobs up and take them in.
     Where API keys are set, the workers are described to callers with a key only.
     """
-    await desk.check_open()
-    workers = await desk.catalogue.workers()
-    answer = ReadyAnswer(ready=True, models={name: bool(its) for name, its in workers.items()})
+    try:
+        await desk.check_open()
+    except NoWorker:
+        if workers:
+            raise
+    living = await desk.catalogue.workers()
+    answer = ReadyAnswer(ready=True, models={name: bool(its) for name, its in living.items()})
     if not desk.keys.required or key_holder(desk.keys, request.headers) is not None:
-        answer.workers = [WorkerAnswer.model_validate(one) for its in workers.values() for one in its]
+        answer.workers = [WorkerAnswer.model_validate(one) for its in living.values() for one in its]
     return answer.response()
 
 
@@ -46,15 +56,14 @@ async def readyz(request: Request, desk: DeskDep) -> Response:
 )
 async def metrics(desk: DeskDep) -> Response:
     """Metrics of this gateway."""
-    revisions = desk.catalogue.revisions
-    depths = zip(revisions, await asyncio.gather(*map(_depth, revisions)), strict=True)
-    desk.metrics.queues([(model.name, depth) for model, depth in depths if depth is not None])
+    desk.metrics.queues(await asyncio.gather(*map(_look, desk.catalogue.revisions)))
     return Response(desk.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
 
-async def _depth(model: ServedModel) -> Depth | None:
+async def _look(model: ServedModel) -> tuple[str, Depth, int] | None:
+    """Name, queues and living workers of one revision; None while Redis is away."""
     try:
-        async with asyncio.timeout(_DEPTH_TIMEOUT_S):
-            return await model.jobs.depth()
+        async with asyncio.timeout(_LOOK_TIMEOUT_S):
+            return model.name, await model.jobs.depth(), len(await model.fleet.living())
     except (TimeoutError, Unavailable):
         return None

@@ -1,0 +1,69 @@
+# A worker that computes on CPUs, or has a Triton server compute: PyTorch without CUDA, and ONNX Runtime.
+# From the root of the repository:
+#   docker build -f deploy/docker/worker-cpu.Dockerfile -t maskbit-worker-cpu --build-arg REVISION="$(git rev-parse HEAD)" .
+
+# The digest decides; the tag is for people. Another base, such as a mirror's, is a build argument.
+ARG PYTHON_IMAGE=docker.io/library/python:3.11.16-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
+
+FROM ${PYTHON_IMAGE} AS dependencies
+# pip reads these: an index of your own, or PIP_NO_INDEX=1 and a folder of wheels. The second index has PyTorch
+# without CUDA, whose version 2.13.0+cpu goes before PyPI's 2.13.0.
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+ARG PIP_FIND_LINKS
+ARG PIP_NO_INDEX
+ENV PIP_CONSTRAINT=/src/constraints.txt \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1
+WORKDIR /src
+COPY constraints.txt deploy/docker/requirements.py pyproject.toml ./
+# The environment has no pip of its own: the image's installs into it. A quarter of PyTorch is its headers and tests.
+RUN python3 -m venv --without-pip /opt/maskbit \
+    && python3 requirements.py worker onnx triton tracing > requirements.txt \
+    && python3 -m pip --python /opt/maskbit/bin/python install --requirement requirements.txt \
+    && rm -r /opt/maskbit/lib/python3*/site-packages/torch/include /opt/maskbit/lib/python3*/site-packages/torch/test \
+    && find /opt/maskbit/lib/python3*/site-packages/torch/bin -mindepth 1 ! -name torch_shm_manager -delete \
+    && /opt/maskbit/bin/python -c 'import torch; assert torch.version.cuda is None, torch.__version__'
+
+FROM dependencies AS package
+ARG PIP_INDEX_URL
+ARG PIP_FIND_LINKS
+ARG PIP_NO_INDEX
+COPY LICENSE README.md maskbit_cli.py ./
+COPY export export
+COPY models models
+COPY service service
+COPY training training
+RUN python3 -m pip --python /opt/maskbit/bin/python install --no-deps --root /package .
+
+FROM ${PYTHON_IMAGE}
+ARG PYTHON_IMAGE
+ARG REVISION=unknown
+ARG VERSION=0.1.0
+LABEL org.opencontainers.image.base.name="${PYTHON_IMAGE}" \
+      org.opencontainers.image.description="Worker of MaskBit Serve for CPUs" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.title="maskbit-worker-cpu" \
+      org.opencontainers.image.version="${VERSION}"
+# Written to are /tmp and, for bundles of the Hub, /bundles/hub: a read-only container needs mounts there.
+ENV HF_HOME=/bundles/hub \
+    HOME=/tmp \
+    MASKBIT_HOST=0.0.0.0 \
+    MASKBIT_METRICS_PORT=9090 \
+    PATH=/opt/maskbit/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+COPY --from=dependencies /opt/maskbit /opt/maskbit
+COPY --from=package /package/opt/maskbit /opt/maskbit
+# A label that lies about the version fails the build.
+RUN groupadd --gid 10001 maskbit \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --no-log-init --shell /usr/sbin/nologin maskbit \
+    && install --directory --owner 10001 --group 10001 /bundles \
+    && test "$(maskbit --version)" = "maskbit ${VERSION}"
+USER 10001:10001
+EXPOSE 9090
+# Healthy is ready: the weights are loaded and warm, and Redis answers.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=120s --retries=3 CMD ["maskbit", "health", "worker"]
+ENTRYPOINT ["maskbit"]
+CMD ["worker"]

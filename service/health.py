@@ -1,0 +1,45 @@
+"""Asks the gateway or the worker of this machine whether it is ready: the health check of a container."""
+
+from __future__ import annotations
+
+import http.client
+import json
+
+from models.errors import ConfigError
+from service.errors import Unavailable
+from service.settings import Settings
+
+TIMEOUT_S = 3.0
+_MOST_BYTES = 1 << 16
+_HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+def check_ready(part: str, settings: Settings) -> None:
+    """Return if the `part`, gateway or worker, that runs here with these settings is ready for jobs.
+
+    Raises Unavailable with its reason in one line; ConfigError for a worker without a port.
+    """
+    port = settings.port if part == "gateway" else settings.metrics_port
+    if port is None:
+        raise ConfigError("a worker can be asked only where MASKBIT_METRICS_PORT is set")
+    host = _HERE.get(settings.host, settings.host)
+    connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
+    try:
+        connection.request("GET", "/readyz")
+        reply = connection.getresponse()
+        status, body = reply.status, reply.read(_MOST_BYTES)
+    except (OSError, http.client.HTTPException) as exc:
+        raise Unavailable(f"the {part} does not answer on {host} port {port}: {exc}") from exc
+    finally:
+        connection.close()
+    if status != http.client.OK:
+        raise Unavailable(f"the {part} is not ready: {_reason(body) or status}")
+
+
+def _reason(body: bytes) -> str:
+    """What a gateway's or a worker's answer gives as the reason; nothing for another's."""
+    try:
+        answer = json.loads(body)
+        return str(answer["error"]["message"] if "error" in answer else answer["reason"])
+    except (ValueError, LookupError, TypeError):
+        return ""

@@ -1,0 +1,80 @@
+"""From a wish to a plan: workers by simulation, the other parts by their measured costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from models.errors import InputError
+from service.plan.fit import Fit
+from service.plan.part_costs import PartCosts
+from service.plan.report import Plan
+from service.plan.saturation import Load, gateways_needed
+from service.plan.sizing import Tell, Wish, alone_s, capacity, evaluate, size
+from service.plan.step_times import StepTimes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What is around the workers; None is: as many, or as large, as follows from the rest."""
+
+    gateways: int | None
+    shards: int
+    picture_bytes: float | None
+    network_bits_s: float
+    disk_bytes_s: float
+    lease_s: float
+    kept: float
+    result_ttl_s: float
+    price_per_hour: float | None
+
+
+def make(
+    wish: Wish,
+    times: StepTimes,
+    costs: PartCosts,
+    around: Surroundings,
+    *,
+    p99_s: float | None,
+    workers: int | None,
+    tell: Tell = lambda text: None,
+) -> Plan:
+    """The plan for `p99_s`, or for `workers`; `tell` hears of each simulation. Raises InputError for none."""
+    assert (p99_s is None) != (workers is None)
+    alone = alone_s(wish, times)
+    if alone > wish.deadline_s:
+        raise InputError(f"--deadline is {wish.deadline_s:g} s, but one request alone takes {alone:.3g} s")
+    if p99_s is not None:
+        fit = size(wish, times, p99_s, tell=tell)
+    else:
+        fit = evaluate(wish, times, workers or 1, tell=tell)
+    load = _load(wish, times, costs, around, fit)
+    return Plan(
+        wish=wish,
+        times=times,
+        costs=costs,
+        fit=fit,
+        load=load,
+        p99_s=p99_s,
+        alone_s=alone,
+        full_rate=capacity(wish, times),
+        price_per_hour=around.price_per_hour,
+    )
+
+
+def _load(wish: Wish, times: StepTimes, costs: PartCosts, around: Surroundings, fit: Fit) -> Load:
+    picture_bytes = times.file_bytes if around.picture_bytes is None else around.picture_bytes
+    load = Load(
+        rate=wish.rate + wish.tokenize_rate,
+        result_bytes=wish.images * picture_bytes * wish.rate / (wish.rate + wish.tokenize_rate),
+        workers=fit.workers,
+        gateways=around.gateways or 1,
+        shards=around.shards,
+        waiting=fit.most_waiting,
+        open_jobs=fit.most_open,
+        lease_s=around.lease_s,
+        network_bits_s=around.network_bits_s,
+        disk_bytes_s=around.disk_bytes_s,
+        kept=around.kept,
+        result_ttl_s=around.result_ttl_s,
+    )
+    return load if around.gateways else replace(load, gateways=gateways_needed(load, costs))
