@@ -167,10 +167,15 @@ def test_rows_of_concurrent_clients_share_calls_and_each_client_gets_its_own(
         lambda runtime=runtime, k=k: drawing(runtime, exported_tiny, 8, k)
         for k, runtime in enumerate(runtimes)
     ]
-    for found, wanted in zip(in_threads(calls), expected, strict=True):
-        np.testing.assert_array_equal(found, wanted)
-    requests, calls_made = (after - earlier for after, earlier in zip(counted(), before, strict=True))
-    assert calls_made < requests
+
+    def shared() -> bool:
+        for found, wanted in zip(in_threads(calls), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+        requests, calls_made = (after - earlier for after, earlier in zip(counted(), before, strict=True))
+        return calls_made < requests
+
+    # A busy machine may run one client after the other.
+    until(shared, 60)
 
 
 # -- a server that goes away ---------------------------------------------------------------------------------
