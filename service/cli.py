@@ -141,6 +141,7 @@ def worker(
 def health(part: Annotated[Part, typer.Argument(help="Which of them runs here.")]) -> None:
     """Say whether the gateway or the worker here is ready; code 1 if it is not. For containers' checks.
 
+    A gateway is ready when Redis answers, a worker when its weights are warm too.
     It reads the same MASKBIT_HOST, MASKBIT_PORT and MASKBIT_METRICS_PORT as they do.
     """
     settings = _settings()

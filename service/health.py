@@ -12,12 +12,15 @@ from service.settings import Settings
 TIMEOUT_S = 3.0
 _MOST_BYTES = 1 << 16
 _HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+# A gateway without a worker, as while one warms up, does what it can: nobody is to take it away for that.
+_PATHS = {"gateway": "/readyz?workers=0", "worker": "/readyz"}
 
 
 def check_ready(part: str, settings: Settings) -> None:
     """Return if the `part`, gateway or worker, that runs here with these settings is ready for jobs.
 
-    Raises Unavailable with its reason in one line; ConfigError for a worker without a port.
+    A gateway is, as soon as Redis answers. Raises Unavailable with its reason in one line; ConfigError for a
+    worker without a port.
     """
     port = settings.port if part == "gateway" else settings.metrics_port
     if port is None:
@@ -25,7 +28,7 @@ def check_ready(part: str, settings: Settings) -> None:
     host = _HERE.get(settings.host, settings.host)
     connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
     try:
-        connection.request("GET", "/readyz")
+        connection.request("GET", _PATHS[part])
         reply = connection.getresponse()
         status, body = reply.status, reply.read(_MOST_BYTES)
     except (OSError, http.client.HTTPException) as exc:

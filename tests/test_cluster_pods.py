@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 from pathlib import Path
 
 import kubernetes_validate
@@ -11,7 +12,7 @@ import yaml
 
 from models.version import own_version
 from tests.chart_fixtures import Manifest, containers, pod_specs
-from tests.documents import ROOT, check_maskbit
+from tests.documents import ROOT, blocks, check_maskbit, read, section
 from tests.test_chart_security import restricted
 
 PATHS = sorted((ROOT / "deploy" / "kubernetes").glob("*.yaml"))
@@ -58,3 +59,50 @@ def test_the_image_that_compiles_has_what_compiling_needs() -> None:
     dockerfile = image.rpartition("/")[2].partition(":")[0].removeprefix("maskbit-")
     text = (ROOT / "deploy" / "docker" / f"{dockerfile}.Dockerfile").read_text()
     assert "requirements.py export tensorrt " in text
+
+
+def kubectl_lines() -> list[str]:
+    """How a bundle is copied into the claim, as the pod's file says."""
+    lines = (ROOT / "deploy" / "kubernetes" / "load-bundle.yaml").read_text().splitlines()
+    return [line.removeprefix("#   ") for line in lines if line.startswith("#   kubectl ")]
+
+
+def run_in(claim: Path, source: Path, line: str) -> None:
+    """What `kubectl exec` and `kubectl cp` would do in the pod, whose claim is the folder `claim`."""
+    words = shlex.split(line)
+    if "exec" in words:
+        command = [word.replace("/bundles", str(claim)) for word in words[words.index("--") + 1 :]]
+    elif "cp" in words:
+        command = ["cp", "-r", str(source), words[-1].replace("load-bundle:/bundles", str(claim))]
+    else:
+        return
+    subprocess.run(command, check=True)
+
+
+def test_a_bundle_is_put_in_the_place_of_another_as_a_whole(tmp_path: Path) -> None:
+    claim = tmp_path / "claim"
+    claim.mkdir()
+    for revision in ("first", "second", "third"):
+        source = tmp_path / revision / "imagenet"
+        source.mkdir(parents=True)
+        (source / revision).touch()
+        for line in kubectl_lines():
+            run_in(claim, source, line)
+        assert [path.name for path in (claim / "imagenet").iterdir()] == [revision]
+        assert {path.name for path in claim.iterdir()} <= {"imagenet", "imagenet.old"}
+
+
+def test_the_walk_through_copies_as_the_pod_says_and_serves_what_was_copied() -> None:
+    [walk] = blocks(section(read("docs/deploy.md"), "4. Your model, on GPUs"))[:1]
+    assert "\n".join(kubectl_lines()) in walk
+    example = yaml.safe_load(read("deploy/helm/maskbit/examples/gpu.yaml"))
+    [model] = example["models"]
+    folder = f"/bundles/{model['bundle']['ref']}"
+    assert f"mv {model['bundle']['ref']}.new {model['bundle']['ref']}'" in walk
+    assert f"configmap {model['bundle']['manifestConfigMap']} " in walk
+    for path in PATHS:
+        claims = [volume.get("persistentVolumeClaim") for volume in pod_of(path)["volumes"]]
+        assert {"claimName": model["bundle"]["claim"]} in claims
+        for one in containers(pod_of(path)):
+            assert {"name": "bundles", "mountPath": "/bundles"} in one["volumeMounts"]
+            assert [arg for arg in one.get("args", [folder]) if arg.startswith("/")] == [folder]

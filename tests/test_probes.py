@@ -23,7 +23,7 @@ from service.jobs.redis_server import RedisServer
 from service.telemetry import WorkerMetrics
 from service.worker import probes
 from service.worker.probes import Probes
-from tests.gateway_harness import FakeWorker, Gateway, until
+from tests.gateway_harness import Gateway, until
 from tests.service_fixtures import start, stop
 
 pytest_plugins = ["tests.gateway_fixtures"]
@@ -201,17 +201,25 @@ def test_whoever_opens_many_connections_takes_few_threads_and_keeps_nobody_from_
     until(lambda: threading.active_count() == before)
 
 
-def test_a_gateway_is_healthy_when_a_worker_is(gateway: Gateway, worker: FakeWorker) -> None:
-    done = health("gateway", MASKBIT_PORT=str(gateway.port))
+def test_a_gateway_is_healthy_without_a_worker_too(gateway: Gateway) -> None:
+    until(lambda: gateway.client.get("/readyz").status_code == 503)
+    done = health("gateway", MASKBIT_PORT=str(gateway.port), MASKBIT_HOST="0.0.0.0")
     assert (done.returncode, done.stdout, done.stderr) == (0, "the gateway is ready\n", "")
 
 
-def test_a_gateway_that_is_not_ready_gives_the_reason_in_one_line(gateway: Gateway) -> None:
-    until(lambda: gateway.client.get("/readyz").status_code == 503)
-    done = health("gateway", MASKBIT_PORT=str(gateway.port), MASKBIT_HOST="0.0.0.0")
+def test_a_gateway_that_is_not_ready_gives_the_reason_in_one_line(bundle: Path, tmp_path: Path) -> None:
+    settings = {
+        "MASKBIT_BUNDLE": str(bundle),
+        "MASKBIT_PORT": str(free_port()),
+        "MASKBIT_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0",
+    }
+    process = start("gateway", log=tmp_path / "gateway.log", **settings)
+    done = until(lambda: (told := health("gateway", **settings)) and "not ready" in told.stderr and told, 60)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("the gateway is not ready: no worker with the weights of the model 'tiny'")
+    assert done.stderr.startswith("the gateway is not ready: ")
+    assert "queue" in done.stderr
     assert done.stderr.count("\n") == 1
+    assert stop(process) == 0
 
 
 @pytest.mark.parametrize(

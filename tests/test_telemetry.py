@@ -94,6 +94,19 @@ def test_without_redis_nothing_is_told_of_it_but_that_it_is_away(
     assert set(OF_REDIS) <= set(told())
 
 
+def test_workers_of_whom_nothing_is_known_are_not_told_as_none(
+    gateway: Gateway, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_redis.stop()
+    until(lambda: "no worker" not in gateway.client.post("/generate", json={"class_id": 1}).text)
+    monkeypatch.setattr("service.jobs.fleet._FRESH_S", 60.0)
+    own_redis.start()
+    until(lambda: gateway.client.get(f"/jobs/{'0' * 26}").status_code == 404)
+    told = samples(gateway.client.get("/metrics").content)
+    assert told["maskbit_redis_up"] == {(): 0.0}
+    assert "maskbit_workers" not in told
+
+
 def test_whoever_asks_for_readiness_is_not_turned_away(gateway: Gateway) -> None:
     line = 'maskbit_shed_total{reason="unavailable"}'
     assert gateway.client.get("/readyz").status_code == 503

@@ -57,7 +57,7 @@ RUN groupadd --gid 10001 maskbit \
     && test "$(maskbit --version)" = "maskbit ${VERSION}"
 USER 10001:10001
 EXPOSE 8000
-# Healthy is ready: Redis answers and a worker has its weights loaded.
+# Healthy is ready: Redis answers. Workers have a check of their own.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=3 CMD ["maskbit", "health", "gateway"]
 ENTRYPOINT ["maskbit"]
 CMD ["gateway"]

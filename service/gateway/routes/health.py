@@ -64,6 +64,13 @@ async def _look(model: ServedModel) -> tuple[str, Depth, int] | None:
     """Name, queues and living workers of one revision; None while Redis is away."""
     try:
         async with asyncio.timeout(_LOOK_TIMEOUT_S):
-            return model.name, await model.jobs.depth(), len(await model.fleet.living())
+            return model.name, await model.jobs.depth(), await _workers(model)
     except (TimeoutError, Unavailable):
         return None
+
+
+async def _workers(model: ServedModel) -> int:
+    try:
+        return len(await model.fleet.workers())
+    except NoWorker:
+        return 0
