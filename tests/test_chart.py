@@ -30,6 +30,7 @@ from tests.chart_fixtures import (
     Manifest,
     by_kind,
     cases,
+    chart,
     containers,
     merged,
     pod_specs,
@@ -314,3 +315,16 @@ def test_chart_project_and_compose_file_agree_on_versions() -> None:
     image = yaml.safe_load((CHART / "values.yaml").read_text())["redis"]["internal"]["image"]
     redis = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["redis"]["image"]
     assert redis.partition("@")[0] == f"{image['repository']}:{image['tag']}"
+
+
+@pytest.mark.parametrize(
+    ("case", "address"),
+    [
+        ("gpu", "https://pictures.example.com/"),
+        ("external-redis", "pictures.example.com, by the protocol of the Gateway public"),
+        ("hub", "kubectl -n pictures port-forward service/demo-maskbit-gateway 8000:80"),
+    ],
+)
+def test_the_notes_say_where_the_service_is_reached(case: str, address: str) -> None:
+    files = chart().render(dict(cases()[case]), name="demo", namespace="pictures")
+    assert f"Reach it:\n\n  {address}\n" in files["maskbit/templates/NOTES.txt"]

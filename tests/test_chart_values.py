@@ -373,6 +373,34 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"redis": {"mode": "external"}}, "redis.external.host is empty", "it is needed"),
     ({"redis": {"external": {"host": "r"}}}, "redis.external.host is r", "set redis.mode to external"),
+    *(
+        (
+            {"redis": {"mode": "external", "external": {"host": host}}},
+            f"redis.external.host is {host}",
+            "the port in redis.external.port",
+        )
+        for host in ("redis.example.com:6379", "fd00::1", "[fd00::1]:6379")
+    ),
+    (
+        {"worker": {"resources": {"limits": {"memory": "1Gi"}}}},
+        "models[0].worker.resources.limits.memory is 1Gi",
+        "at least resources.requests.memory, 2Gi,",
+    ),
+    (
+        {"gateway": {"resources": {"limits": {"cpu": "250m"}}}},
+        "gateway.resources.limits.cpu is 250m",
+        "at least resources.requests.cpu, 500m,",
+    ),
+    (
+        {"redis": {"internal": {"resources": {"requests": {"memory": 4_000_000_000}}}}},
+        "redis.internal.resources.limits.memory is 2Gi",
+        "at least resources.requests.memory, 4e+09,",
+    ),
+    (
+        {"redis": {"internal": {"maxmemory": "2gb"}}},
+        "redis.internal.maxmemory is 2gb",
+        "less than redis.internal.resources.limits.memory, 2Gi,",
+    ),
     (
         {"redis": {"mode": "external", "external": {"host": "r", "username": "u"}}},
         "redis.password.secret is empty",

@@ -84,8 +84,7 @@ topologySpreadConstraints:
 
 {{/* The CPU request of resources, rounded up; 0 without one. */}}
 {{- define "maskbit.wholeCpus" -}}
-{{- $cpu := dig "requests" "cpu" "" . | default 0 | toString -}}
-{{ if hasSuffix "m" $cpu }}{{ divf (trimSuffix "m" $cpu) 1000 | ceil }}{{ else }}{{ ceil $cpu }}{{ end }}
+{{ include "maskbit.number" (dig "requests" "cpu" 0 . | default 0) | float64 | ceil }}
 {{- end }}
 
 {{/* Resources with a GPU: (dict "resources" {…} "gpu" {resource, count}). */}}
