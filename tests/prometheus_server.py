@@ -6,9 +6,10 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from tests.gateway_harness import until
 FILES = ROOT / "deploy" / "helm" / "maskbit" / "files"
 CONFIG = ROOT / "deploy" / "monitoring" / "prometheus.yml"
 RULES = ("recording.yaml", "alerts.yaml")
-OFTEN = "250ms"
+OFTEN = "1s"
+"""Between two scrapes, and for each of them: one that takes longer leaves its target without a sample."""
+PATIENCE_S = 30.0
 
 
 def program(name: str) -> str:
@@ -42,11 +45,13 @@ def promtool(*arguments: str | Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@dataclass
+@dataclass(frozen=True)
 class Prometheus:
     """A server that is ready."""
 
     client: httpx.Client
+    at: float | None = None
+    """Unix time that queries ask about; None for now."""
 
     def api(self, path: str, **parameters: str) -> Any:
         """The data of an answer."""
@@ -55,8 +60,9 @@ class Prometheus:
         return reply.json()["data"]
 
     def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
-        """Labels and value of each sample now, in no particular order."""
-        result = self.api("query", query=expression)["result"]
+        """Labels and value of each sample at that time, in no particular order."""
+        moment = {} if self.at is None else {"time": f"{self.at:.3f}"}
+        result = self.api("query", query=expression, **moment)["result"]
         return [(one["metric"], float(one["value"][1])) for one in result]
 
     def value(self, expression: str) -> float | None:
@@ -64,6 +70,29 @@ class Prometheus:
         found = self.query(expression)
         assert len(found) <= 1, found
         return found[0][1] if found else None
+
+    def at_rest(self, targets: int, records: Iterable[str]) -> Prometheus:
+        """At the first moment by which all that happened before this call is scraped, and in `records`.
+
+        Later scrapes and evaluations, however late, change no answer about it.
+        """
+        self._newer_than_now(targets, ["up"])
+        return self._newer_than_now(targets, ["up", *records])
+
+    def _newer_than_now(self, targets: int, names: Iterable[str]) -> Prometheus:
+        now = time.time()
+        found: Prometheus = until(lambda: self._settled(targets, names, now), PATIENCE_S)
+        return found
+
+    def _settled(self, targets: int, names: Iterable[str], since: float) -> Prometheus | None:
+        """At the last moment for which none of `names` can still come; None unless all are newer and up."""
+        past = replace(self, at=self._oldest(names))
+        whole = past._oldest(names) > since and past.value("sum(up)") == targets
+        return past if whole else None
+
+    def _oldest(self, names: Iterable[str]) -> float:
+        """Unix time of the last sample, of the series that has waited longest for one; 0 without any."""
+        return min(self.value(f"min(timestamp({name}))") or 0.0 for name in names)
 
 
 def laid_out(folder: Path) -> Path:
@@ -97,7 +126,7 @@ def prometheus_running(folder: Path, targets: Mapping[str, int]) -> Iterator[Pro
         )
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
-            until(lambda: process.poll() is not None or _is_ready(client), 30)
+            until(lambda: process.poll() is not None or _is_ready(client), PATIENCE_S)
             assert process.poll() is None, (folder / "log").read_text()
             yield Prometheus(client)
     finally:
