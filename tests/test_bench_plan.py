@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
+import httpx
+import numpy as np
 import pytest
+from redis import Redis
 from typer.testing import CliRunner
 
 from maskbit_cli import build_app
@@ -16,11 +20,18 @@ from models.runtime.noop_runtime import NoopRuntime
 from service.bench import parts, plan_check
 from service.bench.arrivals import Arrival
 from service.bench.plan_check import CALL_S, ROW_S, measure_paced, predict
+from service.bench.running import running_service
 from service.bench.steps import measure
+from service.pictures import picture_file
 from service.plan import part_costs, step_times
+from service.plan.load import Flow
+from service.plan.measured import FRUIT, PARTS
 from service.plan.part_costs import PartCosts
 from service.plan.simulation import Scene
 from service.plan.step_times import StepTimes
+
+SIDE = open_bundle("fruit").manifest.image_size
+PNG = {"Content-Type": "image/png"}
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +85,29 @@ def test_a_prediction_is_for_the_same_arrivals(paced: StepTimes) -> None:
     # Each is alone; the guided steps of the model have two rows.
     assert outcome.latencies[arrivals[0]] >= 9 * CALL_S + 8 * ROW_S
     assert outcome.latencies[arrivals[1]] > outcome.latencies[arrivals[0]]
+
+
+def test_a_picture_to_tokenize_costs_redis_the_bytes_that_the_plan_adds() -> None:
+    times = measure(NoopRuntime(open_bundle("fruit")), open_bundle("fruit"), slots=1, rounds=1)
+    assert (times.pixels_bytes, times.tokens_bytes) == (FRUIT.pixels_bytes, FRUIT.tokens_bytes)
+    flow = Flow(rate=1.0, result_bytes=times.tokens_bytes, payload_bytes=times.pixels_bytes)
+    picture = picture_file(np.zeros((SIDE, SIDE, 3), dtype=np.uint8), "png")
+    with running_service("noop") as service, Redis.from_url(service.redis_url) as redis:
+        redis.config_set("auto-aof-rewrite-percentage", 0)
+        with httpx.Client(base_url=f"http://127.0.0.1:{service.port}") as client:
+            written, passed = spent(redis, lambda: client.post("/tokenize", content=picture, headers=PNG))
+    assert written == pytest.approx(PARTS.request_disk_bytes + flow.written_bytes, rel=0.1)
+    # What idle parts send meanwhile is in it, and the small result twice in the plan.
+    assert passed == pytest.approx(PARTS.request_bytes + PARTS.byte_bytes * flow.passing_bytes, rel=0.2)
+
+
+def spent(redis: Redis, ask: Callable[[], httpx.Response], requests: int = 60) -> tuple[float, float]:
+    """Bytes on the disk and on the network of Redis, of each request."""
+    ask()
+    before = parts.written(redis), parts.network(redis)
+    for _ in range(requests):
+        assert ask().status_code == 200
+    return (parts.written(redis) - before[0]) / requests, (parts.network(redis) - before[1]) / requests
 
 
 def test_part_costs_are_written_for_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -11,72 +10,39 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from maskbit_cli import build_app
 from models.errors import InputError
 from models.sampling_config import SamplingConfig
 from service.jobs.job import QueueLimits
 from service.plan import saturation
 from service.plan.fit import Fit
+from service.plan.load import INLINE_BYTES
 from service.plan.measured import FRUIT, PARTS
 from service.plan.progress import Progress
-from service.plan.saturation import (
-    FULL,
-    INLINE_BYTES,
-    Load,
-    commands,
-    gateways_needed,
-    memory_bytes,
-    parts_of,
-)
+from service.plan.saturation import FULL, commands, gateways_needed, memory_bytes, parts_of
 from service.plan.sizing import FULL as WORKERS_FULL
-from service.plan.sizing import MOST_FULL, SEEDS, Wish, alone_s, capacity, evaluate, size
+from service.plan.sizing import (
+    MOST_FULL,
+    SEEDS,
+    alone_s,
+    capacity,
+    evaluate,
+    needed,
+    size,
+)
 from service.plan.step_times import StepTimes
 from tests.documents import maskbit_lines, read, rows, section
+from tests.plan_harness import DRAWING, LOAD, WISH, both_of, run_plan, share, values_of
 
 GPU = ("--step-times", "2:9ms,32:30ms", "--decode-times", "1:6ms,16:60ms", "--picture-bytes", "100kB")
-WISH = Wish(rate=10.0, images=1, steps=8, tokenize_rate=0.0, slots=16, deadline_s=60.0, requests=1500, seed=0)
 ASSUMED = StepTimes.assumed({2: 0.009, 32: 0.03}, {1: 0.006, 16: 0.06}, SamplingConfig(), 16)
 # Fewer requests than a plan takes make its p99 less certain: enough for the two cases of the short form.
 FRESH_CASES = int(os.environ.get("MASKBIT_PLAN_CASES", "2"))
 FRESH_REQUESTS = 4000 if FRESH_CASES > 2 else 1500
-LOAD = Load(
-    rate=100.0,
-    result_bytes=50_000.0,
-    workers=20,
-    gateways=2,
-    shards=1,
-    waiting=10.0,
-    open_jobs=50.0,
-    lease_s=15.0,
-    network_bits_s=1e10,
-    disk_bytes_s=125e6,
-    kept=0.0,
-    result_ttl_s=600.0,
-)
-
-
-def run_plan(*options: str) -> str:
-    result = CliRunner().invoke(build_app(["plan"]), ["plan", *options])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def both_of(*options: str) -> tuple[dict[str, Any], str]:
-    return values_of(*options), run_plan(*options)
-
-
-def values_of(*options: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(run_plan(*options, "--json"))
-    return found
 
 
 def test_the_plan_of_the_issue_says_everything_that_it_asks_for() -> None:
@@ -114,7 +80,7 @@ def test_the_answer_is_the_smallest_that_suffices() -> None:
     fit = size(wish, FRUIT, 3.0)
     assert fit.quantile_s(0.99) <= 3.0
     fewer = evaluate(wish, FRUIT, fit.workers - 1)
-    full_speed = wish.rate / capacity(wish, FRUIT) / fewer.workers
+    full_speed = needed(wish, FRUIT) / fewer.workers
     assert fewer.quantile_s(0.99) > 3.0 or full_speed > MOST_FULL
 
 
@@ -192,14 +158,6 @@ def test_a_plan_that_takes_its_time_says_what_it_does(monkeypatch: pytest.Monkey
     assert re.fullmatch(r"simulating for 10 s: second", line)
 
 
-def test_tokenizing_takes_its_part() -> None:
-    options = ("--rate", "4/s", "--steps", "4", "--workers", "1", "--requests", "100")
-    alone, (both, output) = values_of(*options), both_of(*options, "--tokenize", "20/s")
-    assert both["p99_s"] > alone["p99_s"]
-    assert both["busy"] > alone["busy"]
-    assert re.search(r"^tokenize +p99 [\d.]+ s at 20/s$", output, re.MULTILINE)
-
-
 def test_at_a_thousand_workers_redis_is_full_and_shards_are_the_knob() -> None:
     options = ("--rate", "6000/s", "--steps", "64", "--workers", "1000", "--requests", "100", *GPU)
     one, cells = values_of(*options), values_of(*options, "--shards", "20", "--gateways", "60")
@@ -219,12 +177,6 @@ def test_at_a_thousand_workers_redis_is_full_and_shards_are_the_knob() -> None:
 # -- parts ---------------------------------------------------------------------------------------------------
 
 
-def share(name: str, load: Load) -> float:
-    [part] = [part for part in parts_of(load, PARTS) if part.name.startswith(name)]
-    assert not part.of or sum(used for _, used in part.of) == pytest.approx(part.used)
-    return part.share
-
-
 def test_shards_divide_the_work_of_redis_and_gateways_that_of_the_gateways() -> None:
     halved = replace(LOAD, shards=2)
     # Workers look after each other, so that half as many in each shard cost less than half.
@@ -240,12 +192,12 @@ def test_shards_divide_the_work_of_redis_and_gateways_that_of_the_gateways() -> 
 def test_as_many_gateways_as_are_needed_are_not_full_and_fewer_are(
     rate: float, workers: int, shards: int
 ) -> None:
-    load = replace(LOAD, rate=rate, workers=workers, shards=shards)
-    needed = gateways_needed(load, PARTS)
-    assert share("each gateway", replace(load, gateways=needed)) <= FULL + 1e-9
-    assert needed % shards == 0
-    if needed > shards:
-        assert share("each gateway", replace(load, gateways=needed - shards)) > FULL - 1e-9
+    load = replace(LOAD, flows=(replace(DRAWING, rate=rate),), workers=workers, shards=shards)
+    gateways = gateways_needed(load, PARTS)
+    assert share("each gateway", replace(load, gateways=gateways)) <= FULL + 1e-9
+    assert gateways % shards == 0
+    if gateways > shards:
+        assert share("each gateway", replace(load, gateways=gateways - shards)) > FULL - 1e-9
 
 
 def test_commands_and_memory_grow_with_what_causes_them() -> None:
@@ -268,14 +220,15 @@ def test_a_result_is_written_twice_up_to_the_size_that_the_inbox_takes() -> None
         r"^local INLINE_BYTES = (\d+)$", read("service/jobs/lua/terminate.lua"), re.MULTILINE
     )
     assert int(written) == INLINE_BYTES
-    small = replace(LOAD, result_bytes=float(INLINE_BYTES))
-    large = replace(LOAD, result_bytes=INLINE_BYTES + 1.0)
-    for load, copies in ((small, 2), (large, 1)):
-        bytes_s = load.rate * (PARTS.request_disk_bytes + copies * load.result_bytes)
+    small = replace(DRAWING, result_bytes=float(INLINE_BYTES))
+    large = replace(DRAWING, result_bytes=INLINE_BYTES + 1.0)
+    for flow, copies in ((small, 2), (large, 1)):
+        load = replace(LOAD, flows=(flow,))
+        bytes_s = flow.rate * (PARTS.request_disk_bytes + copies * flow.result_bytes)
         assert share("disk of Redis", load) == pytest.approx(bytes_s / 125e6)
         assert share("disk of Redis", replace(load, shards=2)) == pytest.approx(bytes_s / 125e6 / 2)
         passing, _ = memory_bytes(replace(load, waiting=0.0), PARTS)
-        assert passing == pytest.approx(copies * load.rate * load.result_bytes)
+        assert passing == pytest.approx(copies * flow.rate * flow.result_bytes)
 
 
 def test_results_that_are_kept_fill_the_memory_and_their_number_has_a_limit() -> None:

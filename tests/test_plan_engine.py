@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from models.bundle import open_bundle
@@ -40,6 +40,8 @@ TIMES = StepTimes(
     encode_s={1: 0.75, 16: 6.0},
     file_s=0.0,
     file_bytes=0,
+    pixels_bytes=0,
+    tokens_bytes=0,
     service_s=0.0,
     source="test",
 )
@@ -236,7 +238,16 @@ def test_a_recorded_case_goes_as_in_the_engine_round_by_round() -> None:
     assert sorted(name for _, name in done) == ["0", "1", "2", "3", "4", "5", "7"]
 
 
+# Its last decoding begins more than a minute before the end, and ends less than one before it.
+PACE_OF_A_CALL_THAT_ENDED_LATELY = [
+    *[Arrival(0.0, images=1, steps=0, lasts_s=7.0)] * 10,
+    Arrival(14.0, images=4, steps=6),
+    Arrival(40.0, images=4, steps=6, lasts_s=20.0),
+]
+
+
 @settings(max_examples=40, deadline=None)
+@example(PACE_OF_A_CALL_THAT_ENDED_LATELY, 5)
 @given(
     st.lists(
         st.builds(

@@ -30,6 +30,8 @@ SINGLE = StepTimes(
     encode_s={1: 0.1, 16: 1.0},
     file_s=0.0,
     file_bytes=0,
+    pixels_bytes=0,
+    tokens_bytes=0,
     service_s=0.0,
     source="test",
 )
@@ -134,6 +136,7 @@ def test_drawing_and_coding_share_a_worker_in_halves() -> None:
     coding = [Request(100 + number, 0.0) for number in range(2000)]
     outcome = run(SINGLE, 1, [*drawing, *coding])
     last_drawn = max(seconds for one, seconds in outcome.latencies.items() if one.generate)
+    assert (outcome.most_tokenizing, outcome.most_open) == (2000, 2060)
     # 60 s of drawing while there was coding all the time.
     assert last_drawn == pytest.approx(120, rel=0.05)
 

@@ -154,12 +154,13 @@ def _info(redis: Redis, section: str) -> dict[str, Any]:
     return dict(found)
 
 
-def _network(redis: Redis) -> int:
+def network(redis: Redis) -> int:
+    """Bytes that went in and out."""
     stats = _info(redis, "stats")
     return int(stats["total_net_input_bytes"]) + int(stats["total_net_output_bytes"])
 
 
-def _written(redis: Redis) -> int:
+def written(redis: Redis) -> int:
     """Bytes of the append-only file, which must not have been rewritten meanwhile."""
     return int(_info(redis, "persistence")["aof_current_size"])
 
@@ -177,7 +178,7 @@ def _cost(
 
 
 def _spent(pids: Mapping[str, int], redis: Redis) -> tuple[float, float, int, int]:
-    return main_thread_s(pids["redis"]), _process_s(pids["gateway"]), _network(redis), _written(redis)
+    return main_thread_s(pids["redis"]), _process_s(pids["gateway"]), network(redis), written(redis)
 
 
 def _result_bytes(redis: Redis, target: Target) -> float:

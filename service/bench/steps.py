@@ -15,7 +15,7 @@ from statistics import median
 import numpy as np
 
 from models.bench import hardware
-from models.bundle import Bundle, open_bundle
+from models.bundle import Bundle, Manifest, open_bundle
 from models.drawing import draw, generator_of
 from models.errors import MaskBitError
 from models.runtime.base import Pixels, Runtime
@@ -23,7 +23,7 @@ from models.runtime.loading import load_runtime
 from models.sampling_config import SamplingConfig
 from service.bench.client import Target, closed_loop
 from service.bench.running import running_service
-from service.jobs.payloads import GenerateJob, TokenizeJob
+from service.jobs.payloads import GenerateJob, TokenizeJob, Tokens
 from service.pictures import picture_file
 from service.plan.step_times import StepTimes
 from service.telemetry import WorkerMetrics
@@ -81,6 +81,7 @@ def measure(runtime: Runtime, bundle: Bundle, slots: int, rounds: int) -> StepTi
     """The times of `runtime`, without those of a service."""
     steps, pictures = _sizes(runtime, ROWS_PER_SLOT * slots), _sizes(runtime, slots)
     file_s, file_bytes = _file(runtime, bundle)
+    pixels_bytes, tokens_bytes = _sizes_of_tokenizing(bundle.manifest)
     return StepTimes(
         hardware=hardware(),
         model=bundle.ref,
@@ -95,6 +96,8 @@ def measure(runtime: Runtime, bundle: Bundle, slots: int, rounds: int) -> StepTi
         ),
         file_s=file_s,
         file_bytes=file_bytes,
+        pixels_bytes=pixels_bytes,
+        tokens_bytes=tokens_bytes,
         service_s=0.0,
         source="maskbit bench steps",
     )
@@ -162,6 +165,13 @@ def _file(runtime: Runtime, bundle: Bundle) -> tuple[float, int]:
     began = time.perf_counter()
     files = [picture_file(picture, "png") for _ in range(_FILES)]
     return (time.perf_counter() - began) / _FILES, len(files[0])
+
+
+def _sizes_of_tokenizing(manifest: Manifest) -> tuple[int, int]:
+    """Bytes in the queue of one picture, and of its tokens."""
+    side, grid = manifest.image_size, manifest.grid
+    job = TokenizeJob.of(np.zeros((1, side, side, 3), dtype=np.uint8))
+    return len(job.pack()), len(Tokens.of(np.zeros((1, grid, grid), dtype=np.int64)).pack())
 
 
 def _submit(engine: Engine, bundle: Bundle, count: int, sampling: SamplingConfig) -> None:

@@ -15,7 +15,7 @@ from models.errors import InputError
 def plan(
     rate: Annotated[str, typer.Option(help="Requests that draw, such as 50/s or 3000/min.")],
     steps: Annotated[int | None, typer.Option(min=1, help="Of a picture [those of the step times].")] = None,
-    p99: Annotated[str | None, typer.Option(help="99 % are answered within, such as 2s or 800ms.")] = None,
+    p99: Annotated[str | None, typer.Option(help="99 % of each kind are answered within.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="How so many fare, in place of --p99.")] = None,
     bench: Annotated[Path | None, typer.Option(help="Step times: a file of maskbit bench steps.")] = None,
     step_times: Annotated[
@@ -40,7 +40,9 @@ def plan(
         float, typer.Option(min=0, max=1, help="Share of background jobs and idempotency keys.")
     ] = 0.0,
     result_ttl: Annotated[str, typer.Option(help="MASKBIT_RESULT_TTL_S.")] = "600s",
-    requests: Annotated[int, typer.Option(min=100, max=1_000_000, help="Simulated with each seed.")] = 4000,
+    requests: Annotated[
+        int, typer.Option(min=100, max=1_000_000, help="That draw, simulated with each seed.")
+    ] = 4000,
     seed: Annotated[int, typer.Option(min=0, help="The first of three, of arrivals.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One object for programs.")] = False,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -28,9 +29,19 @@ class Fit:
             for outcome in self.outcomes
         ]
 
-    def quantile_s(self, share: float, *, generate: bool = True) -> float:
-        """The worst of them."""
-        return max(self.quantiles_s(share, generate=generate))
+    def quantile_s(self, share: float) -> float:
+        """The worst of them, of requests that draw."""
+        return max(self.quantiles_s(share))
+
+    def tokenize_s(self, share: float) -> float | None:
+        """The same of requests that tokenize; None where none was answered."""
+        # A sequence may have none of them.
+        quantiles = self.quantiles_s(share, generate=False)
+        return max((seconds for seconds in quantiles if seconds < math.inf), default=None)
+
+    def slowest_s(self, share: float) -> float:
+        """The same of the kind of requests for which it is worse."""
+        return max(self.quantile_s(share), self.tokenize_s(share) or 0.0)
 
     @property
     def lost(self) -> float:
@@ -51,6 +62,11 @@ class Fit:
     def most_open(self) -> float:
         """Open jobs of all workers at most."""
         return self._whole(max(outcome.most_open for outcome in self.outcomes))
+
+    @property
+    def most_tokenizing(self) -> float:
+        """Of these at most that tokenize."""
+        return self._whole(max(outcome.most_tokenizing for outcome in self.outcomes))
 
     @property
     def most_waiting(self) -> float:

@@ -58,6 +58,8 @@ FRUIT = StepTimes(
     },
     file_s=0.000765,
     file_bytes=6152,
+    pixels_bytes=12312,
+    tokens_bytes=1057,
     service_s=0.00246,
     source="measured by `maskbit bench steps --bundle fruit --runtime torch`",
 )

@@ -25,6 +25,8 @@ class Outcome:
     open_s: float = 0.0
     """Integral of the open jobs over time."""
     most_open: int = 0
+    most_tokenizing: int = 0
+    """Of these, those that tokenize."""
     most_waiting: int = 0
     """Jobs in the streams that no worker has taken."""
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from models.errors import InputError
 from service.plan.fit import Fit
+from service.plan.load import Flow, Load
 from service.plan.part_costs import PartCosts
 from service.plan.report import Plan
-from service.plan.saturation import Load, gateways_needed
-from service.plan.sizing import Tell, Wish, alone_s, capacity, evaluate, size
+from service.plan.saturation import gateways_needed
+from service.plan.sizing import Tell, Wish, alone_s, evaluate, needed, size
 from service.plan.step_times import StepTimes
 
 
@@ -56,16 +58,14 @@ def make(
         load=load,
         p99_s=p99_s,
         alone_s=alone,
-        full_rate=capacity(wish, times),
+        full_speed=needed(wish, times) / fit.workers,
         price_per_hour=around.price_per_hour,
     )
 
 
 def _load(wish: Wish, times: StepTimes, costs: PartCosts, around: Surroundings, fit: Fit) -> Load:
-    picture_bytes = times.file_bytes if around.picture_bytes is None else around.picture_bytes
     load = Load(
-        rate=wish.rate + wish.tokenize_rate,
-        result_bytes=wish.images * picture_bytes * wish.rate / (wish.rate + wish.tokenize_rate),
+        flows=tuple(_flows(wish, times, around, fit)),
         workers=fit.workers,
         gateways=around.gateways or 1,
         shards=around.shards,
@@ -78,3 +78,15 @@ def _load(wish: Wish, times: StepTimes, costs: PartCosts, around: Surroundings, 
         result_ttl_s=around.result_ttl_s,
     )
     return load if around.gateways else replace(load, gateways=gateways_needed(load, costs))
+
+
+def _flows(wish: Wish, times: StepTimes, around: Surroundings, fit: Fit) -> Iterator[Flow]:
+    picture_bytes = times.file_bytes if around.picture_bytes is None else around.picture_bytes
+    yield Flow(rate=wish.rate, result_bytes=wish.images * picture_bytes)
+    if wish.tokenize_rate:
+        yield Flow(
+            rate=wish.tokenize_rate,
+            result_bytes=times.tokens_bytes,
+            payload_bytes=times.pixels_bytes,
+            open_jobs=fit.most_tokenizing,
+        )

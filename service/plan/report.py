@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.plan.fit import Fit
+from service.plan.load import Load
 from service.plan.part_costs import PartCosts
 from service.plan.requests import rows_of_picture, sampling_of
-from service.plan.saturation import FULL, Load, commands, lines_of, memory_bytes, parts_of
+from service.plan.saturation import FULL, commands, lines_of, memory_bytes, parts_of
 from service.plan.sizing import FULL as WORKERS_FULL
 from service.plan.sizing import MOST_FULL, Wish
 from service.plan.step_times import StepTimes
@@ -23,7 +24,7 @@ _HOUR_S = 3600
 class Plan:
     """The answer of `maskbit plan`; `p99_s` is what was asked for, None where the workers were given.
 
-    `alone_s`: one request in an idle service; `full_rate`: requests a second of one worker with full batches.
+    `alone_s`: one request in an idle service. `full_speed`: share of what workers do with full batches.
     """
 
     wish: Wish
@@ -33,13 +34,8 @@ class Plan:
     load: Load
     p99_s: float | None
     alone_s: float
-    full_rate: float
+    full_speed: float
     price_per_hour: float | None
-
-    @property
-    def full_speed(self) -> float:
-        """Share of what the workers can do with full batches."""
-        return self.wish.rate / (self.full_rate * self.fit.workers)
 
     @property
     def open_jobs(self) -> int:
@@ -89,8 +85,10 @@ class Plan:
             f"a request alone {self.alone_s:.3g} s"
         )
         if wish.tokenize_rate:
-            coding = fit.quantile_s(0.99, generate=False)
-            yield f"tokenize         p99 {coding:.3g} s at {wish.tokenize_rate:g}/s"
+            yield f"tokenize         {self._tokenize_p99()} at {wish.tokenize_rate:g}/s"
+        if wish.drawn < wish.requests:
+            drawn = f"{wish.drawn:,} requests that draw with each seed, not {wish.requests:,}"
+            yield f"simulated        {drawn}: far more tokenize meanwhile (--requests)"
         refused = sum(outcome.turned_away for outcome in fit.outcomes)
         late = sum(outcome.expired for outcome in fit.outcomes)
         yield f"unanswered       {fit.lost:.2%} ({refused} refused, {late} late)"
@@ -102,6 +100,10 @@ class Plan:
         elif self.full_speed > WORKERS_FULL:
             planned = f"workers are planned up to {MOST_FULL:.0%}"
             yield f"FULL             over {WORKERS_FULL:.0%} chance decides how long one waits; {planned}"
+
+    def _tokenize_p99(self) -> str:
+        seconds = self.fit.tokenize_s(0.99)
+        return "none answered" if seconds is None else f"p99 {seconds:.3g} s"
 
     def _redis_lines(self) -> Iterator[str]:
         sent, inside = commands(self.load, self.costs)
@@ -130,6 +132,8 @@ class Plan:
             "p50_s": fit.quantile_s(0.5),
             "p99_s": fit.quantile_s(0.99),
             "p99_s_by_seed": fit.quantiles_s(0.99),
+            "tokenize_p99_s": fit.tokenize_s(0.99),
+            "simulated_requests": self.wish.drawn,
             "alone_s": self.alone_s,
             "unanswered": fit.lost,
             "busy": fit.busy,

@@ -7,49 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from service.jobs.job import QueueLimits
+from service.plan.load import Load
 from service.plan.part_costs import PartCosts
 
 FULL = 0.7
 """Share of a limit up to which a part is planned: beyond it waiting grows quickly."""
-INLINE_BYTES = 65_536
-"""Of a result that is also in the inbox of its gateway, see `service/jobs/lua/terminate.lua`."""
 # A gateway forgets results that were fetched, and trims its inbox, at least so often.
 _RESULT_LIFE_S = 1.0
 _BITS = 8
 _MB = 1e6
-
-
-@dataclass(frozen=True, kw_only=True)
-class Load:
-    """What a cluster has to do: `rate` requests a second with `result_bytes` each; `waiting` jobs at most.
-
-    `shards` Redis servers, each with its share of requests, workers and gateways, and with a disk that writes
-    `disk_bytes_s`. `kept` is the share of requests whose results stay for `result_ttl_s`: background jobs and
-    those with an idempotency key. `open_jobs`: accepted and not ended, at most.
-    """
-
-    rate: float
-    result_bytes: float
-    workers: int
-    gateways: int
-    shards: int
-    waiting: float
-    open_jobs: float
-    lease_s: float
-    network_bits_s: float
-    disk_bytes_s: float
-    kept: float
-    result_ttl_s: float
-
-    @property
-    def kept_results(self) -> float:
-        """Results of all shards that stay until their time is over."""
-        return self.kept * self.rate * self.result_ttl_s
-
-    @property
-    def result_copies(self) -> int:
-        """Of a result that Redis writes: in the hash of its job, and in the inbox unless it is large."""
-        return 2 if self.result_bytes <= INLINE_BYTES else 1
 
 
 @dataclass(frozen=True)
@@ -81,7 +47,10 @@ def _redis_thread(load: Load, costs: PartCosts) -> Part:
     rate, workers = load.rate / load.shards, load.workers / load.shards
     beats = workers / (load.lease_s / 4)
     of = (
-        ("requests", rate * (costs.request_redis_s + costs.byte_redis_s * load.result_bytes)),
+        (
+            "requests",
+            rate * costs.request_redis_s + load.passing_bytes_s / load.shards * costs.byte_redis_s,
+        ),
         ("workers that wait for an arrival", rate * workers * costs.reader_redis_s),
         ("announcements", beats * (costs.announce_redis_s + costs.announce_each_redis_s * workers)),
         ("idle workers", workers * costs.worker_redis_s),
@@ -93,23 +62,28 @@ def _redis_thread(load: Load, costs: PartCosts) -> Part:
 
 
 def _gateways(load: Load, costs: PartCosts) -> Part:
-    each = load.rate / load.gateways
     of = (
-        ("requests", each * (costs.request_gateway_s + costs.byte_gateway_s * load.result_bytes)),
+        ("requests", _gateway_work_s(load, costs) / load.gateways),
         ("looks at the workers", load.workers / load.shards * costs.look_gateway_s),
     )
     return Part("each gateway", sum(used for _, used in of), 1.0, "core", "gateways (--gateways)", of)
 
 
+def _gateway_work_s(load: Load, costs: PartCosts) -> float:
+    """Processor seconds that the requests of a second take of all gateways."""
+    return load.rate * costs.request_gateway_s + load.passing_bytes_s * costs.byte_gateway_s
+
+
 def _network(load: Load, costs: PartCosts) -> Part:
-    bits = _BITS * load.rate / load.shards * (costs.request_bytes + costs.byte_bytes * load.result_bytes)
-    # A full-duplex network carries each direction by itself; in both the results are nearly all of it.
+    sent = load.rate * costs.request_bytes + load.passing_bytes_s * costs.byte_bytes
+    bits = _BITS * sent / load.shards
+    # A full-duplex network carries each direction by itself; payloads and results are nearly all of both.
     knob = "shards; smaller files (webp, jpeg)"
     return Part("network of Redis", bits / 2 / 1e9, load.network_bits_s / 1e9, "Gbit/s", knob)
 
 
 def _disk(load: Load, costs: PartCosts) -> Part:
-    written = load.rate / load.shards * (costs.request_disk_bytes + load.result_copies * load.result_bytes)
+    written = (load.rate * costs.request_disk_bytes + load.written_bytes_s) / load.shards
     knob = "a faster disk (--disk); shards; smaller files (webp, jpeg)"
     return Part("disk of Redis", written / _MB, load.disk_bytes_s / _MB, "MB/s", knob)
 
@@ -123,8 +97,8 @@ def _results(load: Load) -> Part:
 def gateways_needed(load: Load, costs: PartCosts) -> int:
     """Gateways whose cores are at most FULL, as many in each shard."""
     looks = load.workers / load.shards * costs.look_gateway_s
-    work = load.rate * (costs.request_gateway_s + costs.byte_gateway_s * load.result_bytes)
-    return load.shards * max(1, math.ceil(work / load.shards / max(FULL - looks, FULL / 2)))
+    work = _gateway_work_s(load, costs) / load.shards
+    return load.shards * max(1, math.ceil(work / max(FULL - looks, FULL / 2)))
 
 
 def commands(load: Load, costs: PartCosts) -> tuple[float, float]:
@@ -134,11 +108,13 @@ def commands(load: Load, costs: PartCosts) -> tuple[float, float]:
 
 
 def memory_bytes(load: Load, costs: PartCosts) -> tuple[float, float]:
-    """Memory of all shards: for jobs that wait and results on their way, and for results that are kept."""
-    on_their_way = load.result_copies * load.rate * _RESULT_LIFE_S * load.result_bytes
+    """Memory of all shards: for jobs that wait, payloads and results on their way, and for kept results."""
+    flows = load.flows
+    payloads = sum(flow.open_jobs * flow.payload_bytes for flow in flows)
+    results = _RESULT_LIFE_S * sum(flow.rate * flow.result_copies * flow.result_bytes for flow in flows)
     # The hash of a job that has ended is about as large as that of one that waits, but for its result.
-    kept = load.kept_results * (costs.waiting_bytes + load.result_bytes)
-    return load.waiting * costs.waiting_bytes + on_their_way, kept
+    ended = sum(flow.rate * (costs.waiting_bytes + flow.result_bytes) for flow in flows)
+    return load.waiting * costs.waiting_bytes + payloads + results, load.kept * load.result_ttl_s * ended
 
 
 def lines_of(parts: list[Part]) -> Iterator[str]:

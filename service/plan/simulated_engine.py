@@ -26,13 +26,15 @@ _NO_TOKENS = np.zeros((0, 0), dtype=np.int64)
 
 @dataclass(eq=False)
 class Turn:
-    """One round of an engine: a call with its rows or tasks, then perhaps the decoding of pictures."""
+    """One round of an engine: a call of `size` rows or pictures, padded, then perhaps `decoding_s` more."""
 
     work: Work
     began_s: float
     call_s: float
+    size: int
     rows: Sequence[Row]
     tasks: Sequence[Task]
+    decoding_s: float = 0.0
 
 
 class SimulatedEngine:
@@ -87,15 +89,13 @@ class SimulatedEngine:
         now = self._clock()
         if work == "drawing":
             cost = sum(row.cost for row in rows)
-            turn = Turn(work, now, self.times.step(cost), list(rows), ())
-            self._step_pace.note(self._padded(cost), turn.call_s)
+            turn = Turn(work, now, self.times.step(cost), self._padded(cost), list(rows), ())
             self.calls += 1
             self.pictures_stepped += len(rows)
         else:
             batch = self._codec.take()
             images = sum(task.images for task in batch)
-            turn = Turn(work, now, self.times.encode(images), (), batch)
-            self._codec_pace.note(self._padded(images), turn.call_s)
+            turn = Turn(work, now, self.times.encode(images), self._padded(images), (), batch)
         return turn, late
 
     def _padded(self, size: int) -> int:
@@ -132,20 +132,22 @@ class SimulatedEngine:
         """The call of `turn` is over; seconds of decoding that follow, 0 for none."""
         self.busy_s += turn.call_s
         if turn.work == "coding":
+            self._codec_pace.note(turn.size, turn.call_s)
             return 0.0
+        self._step_pace.note(turn.size, turn.call_s)
         for row in turn.rows:
             row.step += 1
         self._finished = self._table.take_finished()
-        if not self._finished:
-            return 0.0
-        seconds = self.times.decode(len(self._finished))
-        self.busy_s += seconds
-        self._codec_pace.note(self._padded(len(self._finished)), seconds)
-        return seconds
+        if self._finished:
+            turn.decoding_s = self.times.decode(len(self._finished))
+            self.busy_s += turn.decoding_s
+        return turn.decoding_s
 
     def ended(self, turn: Turn) -> list[Task]:
         """The turn is over; the tasks that it completed."""
         self._shares.charge(turn.work, self._clock() - turn.began_s)
+        if self._finished:
+            self._codec_pace.note(self._padded(len(self._finished)), turn.decoding_s)
         done = list(turn.tasks)
         for row in self._finished:
             self._drawn[row.task_id] += 1

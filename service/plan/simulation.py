@@ -81,6 +81,7 @@ class _Simulation:
         self._outcome = Outcome()
         self._lines = {True: _Line(), False: _Line()}
         self._open: dict[str, _Job] = {}
+        self._tokenizing = 0
         self._speed, self._looked_s = Speed(), float("-inf")
         self._exchange_s = scene.times.service_s / EXCHANGES
         self._workers = [
@@ -117,8 +118,7 @@ class _Simulation:
         if not self._accepts(job, line):
             self._outcome.turned_away += 1
             return
-        self._open[job.new.id] = job
-        self._outcome.most_open = max(self._outcome.most_open, len(self._open))
+        self._enter(job)
         line.cost += job.new.cost
         if line.readers:
             number, limit = line.readers.popleft()
@@ -127,6 +127,17 @@ class _Simulation:
         else:
             line.jobs.append(job)
             self._outcome.most_waiting = max(self._outcome.most_waiting, self._waiting())
+
+    def _enter(self, job: _Job) -> None:
+        self._open[job.new.id] = job
+        self._tokenizing += not job.request.generate
+        self._outcome.most_open = max(self._outcome.most_open, len(self._open))
+        self._outcome.most_tokenizing = max(self._outcome.most_tokenizing, self._tokenizing)
+
+    def _leave(self, task: Task) -> Request:
+        request = self._open.pop(task.id).request
+        self._tokenizing -= not request.generate
+        return request
 
     def _waiting(self) -> int:
         return sum(len(line.jobs) for line in self._lines.values())
@@ -231,11 +242,11 @@ class _Simulation:
         self._at(done_s + self._exchange_s, partial(self._answer, task))
 
     def _answer(self, task: Task) -> None:
-        request = self._open.pop(task.id).request
+        request = self._leave(task)
         self._outcome.latencies[request] = self._now_s - request.at_s
 
     def _expire(self, task: Task) -> None:
-        del self._open[task.id]
+        self._leave(task)
         self._outcome.expired += 1
 
 

@@ -29,6 +29,8 @@ class StepTimes:
     encode_s   by pictures that are tokenized together; empty where that was not measured
     file_s     to make the file of one picture, which has `file_bytes`
     service_s  HTTP, queue and result of a picture that takes no time to draw
+
+    A picture to tokenize has `pixels_bytes` in the queue, and its result `tokens_bytes`.
     """
 
     hardware: str
@@ -42,6 +44,8 @@ class StepTimes:
     encode_s: Times
     file_s: float
     file_bytes: int
+    pixels_bytes: int
+    tokens_bytes: int
     service_s: float
     source: str
 
@@ -52,7 +56,8 @@ class StepTimes:
         numbers = [second for name in _BY_SIZE for second in getattr(self, name).values()]
         if not all(0 < second < math.inf for second in numbers):
             raise ConfigError("step times must be above 0")
-        if self.slots < 1 or self.file_s < 0 or self.service_s < 0 or self.file_bytes < 0:
+        sizes = (self.file_bytes, self.pixels_bytes, self.tokens_bytes)
+        if self.slots < 1 or self.file_s < 0 or self.service_s < 0 or min(sizes) < 0:
             raise ConfigError("slots must be at least 1, and no time or size of the step times below 0")
         if not self.buckets or list(self.buckets) != sorted(set(self.buckets)) or self.buckets[0] < 1:
             raise ConfigError(f"buckets are {list(self.buckets)}; they must ascend from at least 1")
@@ -91,6 +96,8 @@ class StepTimes:
             encode_s={},
             file_s=0.0,
             file_bytes=0,
+            pixels_bytes=0,
+            tokens_bytes=0,
             service_s=0.0,
             source="assumed, by --step-times and --decode-times",
         )
