@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from maskbit_cli import build_app
 from models.bundle import open_bundle
+from models.errors import InputError
 from models.runtime.base import CPU_BUCKETS
 from models.runtime.noop_runtime import NoopRuntime
 from service.bench import parts, plan_check
@@ -43,6 +44,18 @@ def run(*arguments: str) -> str:
     result = CliRunner().invoke(build_app([arguments[0]]), list(arguments))
     assert result.exit_code == 0, (result.output, result.exception)
     return result.output
+
+
+@pytest.mark.parametrize("bench", ["steps", "parts"])
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(
+    tmp_path: Path, bench: str
+) -> None:
+    (tmp_path / "file").touch()
+    for out, reason in ((tmp_path, "it is a folder"), (tmp_path / "file" / "out.json", "File exists")):
+        result = CliRunner().invoke(build_app(["bench"]), ["bench", bench, "--out", str(out)])
+        assert isinstance(result.exception, InputError)
+        assert reason in str(result.exception)
+        assert result.output == ""
 
 
 def test_step_times_are_written_for_the_plan(tmp_path: Path) -> None:

@@ -246,6 +246,16 @@ def test_results_that_are_kept_fill_the_memory_and_their_number_has_a_limit() ->
     assert "kept 30 s" in run_plan(*options, "--steps", "1", "--result-ttl", "30s")
 
 
+def test_a_shard_waits_like_a_service_of_its_own() -> None:
+    load = ("--steps", "16", "--requests", "500", "--p99", "4s")
+    one = values_of("--rate", "2/s", *load)
+    eight = values_of("--rate", "16/s", "--shards", "8", *load)
+    assert eight["workers"] == 8 * one["workers"]
+    assert eight["p99_s_by_seed"] == one["p99_s_by_seed"]
+    assert eight["of_full_speed"] == pytest.approx(one["of_full_speed"])
+    assert eight["open_jobs_setting"] == one["open_jobs_setting"]
+
+
 # -- wrong options -------------------------------------------------------------------------------------------
 
 
@@ -260,6 +270,19 @@ def test_results_that_are_kept_fill_the_memory_and_their_number_has_a_limit() ->
         (
             ["--rate", "1/s", "--workers", "1", "--deadline", "9ms"],
             "--deadline is 0.009 s, but one request",
+        ),
+        (
+            ["--rate", "1/s", "--p99", "9s", "--deadline", "5s"],
+            "--p99 is 9 s, and --deadline 5 s, after",
+        ),
+        (
+            ["--rate", "1/s", "--workers", "30", "--shards", "8"],
+            "--workers is 30, and --shards 8: each",
+        ),
+        (["--rate", "1/s", "--workers", "3", "--shards", "8"], "--workers is 3, and --shards 8: each"),
+        (
+            ["--rate", "1/s", "--p99", "9s", "--step-times", "32:9ms,2:30ms", "--decode-times", "1:6ms"],
+            "--step-times is '32:9ms,2:30ms'; a larger size takes at least as long",
         ),
         (["--rate", "1/s", "--p99", "9s", "--slots", "64"], "64 slots make steps of up to 128 rows, and"),
         (["--rate", "1/s", "--p99", "9s", "--step-times", "2:9ms"], "--step-times and --decode-times belong"),

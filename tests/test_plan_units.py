@@ -66,14 +66,16 @@ def test_anything_else_is_refused_with_what_is_allowed(read: Callable[[str, str]
 
 @given(st.dictionaries(st.integers(1, 4096), st.integers(1, 10_000), min_size=1))
 def test_times_by_size_are_read_back_in_order(known: dict[int, int]) -> None:
-    text = ",".join(f"{size}:{ms}ms" for size, ms in known.items())
+    # A larger size takes at least as long.
+    times = dict(zip(sorted(known), sorted(known.values()), strict=True))
+    text = ",".join(f"{size}:{times[size]}ms" for size in known)
     found = units.seconds_by_size("--it", text)
     assert list(found) == sorted(known)
-    assert found == pytest.approx({size: ms / 1000 for size, ms in known.items()})
+    assert found == pytest.approx({size: ms / 1000 for size, ms in times.items()})
 
 
 @pytest.mark.parametrize(
-    "text", ["", "2", "2:", ":2ms", "0:2ms", "x:2ms", "2:2", "2:1ms,2:1ms", "2:1ms,,4:1ms"]
+    "text", ["", "2", "2:", ":2ms", "0:2ms", "x:2ms", "2:2", "2:1ms,2:1ms", "2:1ms,,4:1ms", "4:1ms,2:2ms"]
 )
 def test_a_list_of_times_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"^--it is "):
@@ -102,6 +104,7 @@ def test_files_are_read_back_as_they_were_written(tmp_path: Path) -> None:
         {"slots": 0},
         {"hardware": 7},
         {"sampling": {"steps": 0}},
+        {"sampling": None},
         {"surprise": 1},
         {"file_s": -1.0},
     ],
@@ -116,6 +119,15 @@ def test_a_file_that_says_something_else_is_refused_by_name(
         step_times.load(path)
     with pytest.raises(InputError, match=r"is no file of maskbit bench parts: [^\n]+$"):
         part_costs.load(path)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "7", "{", ""])
+def test_a_file_that_is_no_object_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "numbers.json"
+    path.write_text(text)
+    for load, what in ((step_times.load, "steps"), (part_costs.load, "parts")):
+        with pytest.raises(InputError, match=rf"numbers\.json is no file of maskbit bench {what}: [^\n]+$"):
+            load(path)
 
 
 def test_a_file_that_is_not_there_or_no_json_is_refused_by_name(tmp_path: Path) -> None:

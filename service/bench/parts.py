@@ -22,6 +22,7 @@ from redis import Redis
 
 from models.bench import hardware
 from service.bench.client import Target, post_all
+from service.bench.out_file import prepare
 from service.bench.redis_cost import operations
 from service.bench.running import RunningService, running_service
 from service.errors import Unavailable
@@ -59,6 +60,8 @@ class Cost:
 
 def bench_parts(*, requests: int, clients: int, jobs: int, seconds: float, out: Path | None) -> Iterator[str]:
     """Lines of the report; `requests` by `clients` of each kind, `jobs` that wait, `seconds` of rest."""
+    if out is not None:
+        prepare(out)
     costs = measure(requests, clients, jobs, seconds)
     yield f"no-op runtime, {clients} clients; {costs.hardware}"
     yield from lines_of(costs)

@@ -22,6 +22,7 @@ from models.runtime.base import Pixels, Runtime
 from models.runtime.loading import load_runtime
 from models.sampling_config import SamplingConfig
 from service.bench.client import Target, closed_loop
+from service.bench.out_file import prepare
 from service.bench.running import running_service
 from service.jobs.payloads import GenerateJob, TokenizeJob, Tokens
 from service.pictures import picture_file
@@ -56,6 +57,8 @@ def bench_steps(
     ref: str, *, runtime_name: str, device: str, slots: int, rounds: int, seconds: float, out: Path | None
 ) -> Iterator[str]:
     """Lines of the report; `rounds` calls of each size, `seconds` of a service around no model."""
+    if out is not None:
+        prepare(out)
     bundle = open_bundle(ref)
     runtime = load_runtime(bundle, runtime_name, device=device)
     runtime.warm_up()

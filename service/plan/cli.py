@@ -14,9 +14,13 @@ from models.errors import InputError
 
 def plan(
     rate: Annotated[str, typer.Option(help="Requests that draw, such as 50/s or 3000/min.")],
-    steps: Annotated[int | None, typer.Option(min=1, help="Of a picture [those of the step times].")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Of a picture [those of the step times].")
+    ] = None,
     p99: Annotated[str | None, typer.Option(help="99 % of each kind are answered within.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="How so many fare, in place of --p99.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=1_000_000, help="How so many fare, in place of --p99.")
+    ] = None,
     bench: Annotated[Path | None, typer.Option(help="Step times: a file of maskbit bench steps.")] = None,
     step_times: Annotated[
         str | None, typer.Option(help="Assumed ones, by network rows, such as 2:9ms,32:30ms,128:95ms.")
@@ -29,10 +33,16 @@ def plan(
     images: Annotated[int, typer.Option(min=1, max=256, help="Pictures of a request.")] = 1,
     tokenize: Annotated[str | None, typer.Option(help="Pictures to tokenize meanwhile, such as 5/s.")] = None,
     deadline: Annotated[str, typer.Option(help="Of each request.")] = "60s",
-    price_per_hour: Annotated[float | None, typer.Option(min=0, help="Of a worker with its GPU.")] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(min=0, max=1e9, help="Of a worker with its GPU.")
+    ] = None,
     parts: Annotated[Path | None, typer.Option(help="Part costs: a file of maskbit bench parts.")] = None,
-    gateways: Annotated[int | None, typer.Option(min=1, help="[as many as the load needs]")] = None,
-    shards: Annotated[int, typer.Option(min=1, help="Redis servers, each with its own workers.")] = 1,
+    gateways: Annotated[
+        int | None, typer.Option(min=1, max=1_000_000, help="[as many as the load needs]")
+    ] = None,
+    shards: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Redis servers, each with its own workers.")
+    ] = 1,
     picture_bytes: Annotated[str | None, typer.Option(help="File size, such as 90kB [as measured].")] = None,
     network: Annotated[str, typer.Option(help="Of the machine of Redis, each way, assumed.")] = "10Gbit/s",
     disk: Annotated[str, typer.Option(help="What the disk of Redis writes, assumed.")] = "125MB/s",

@@ -15,7 +15,7 @@ WARM_UP = 0.15  # share of the requests that find the service emptier than it wi
 class Fit:
     """`pool` of `workers` were simulated with their share of the load, once for each sequence of arrivals.
 
-    Where outcomes differ, the worst of them counts.
+    `workers` are those of all shards, which fare alike. Where outcomes differ, the worst of them counts.
     """
 
     workers: int

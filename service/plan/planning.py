@@ -45,10 +45,7 @@ def make(
     alone = alone_s(wish, times)
     if alone > wish.deadline_s:
         raise InputError(f"--deadline is {wish.deadline_s:g} s, but one request alone takes {alone:.3g} s")
-    if p99_s is not None:
-        fit = size(wish, times, p99_s, tell=tell)
-    else:
-        fit = evaluate(wish, times, workers or 1, tell=tell)
+    fit = _fit(wish.of_shard(around.shards), times, around.shards, p99_s, workers, tell)
     load = _load(wish, times, costs, around, fit)
     return Plan(
         wish=wish,
@@ -61,6 +58,27 @@ def make(
         full_speed=needed(wish, times) / fit.workers,
         price_per_hour=around.price_per_hour,
     )
+
+
+def _fit(
+    wish: Wish, times: StepTimes, shards: int, p99_s: float | None, workers: int | None, tell: Tell
+) -> Fit:
+    """Of all shards, by the `wish` of one."""
+    if workers is not None:
+        if workers % shards:
+            raise InputError(
+                f"--workers is {workers}, and --shards {shards}: each shard has as many; take a multiple"
+            )
+        fit = evaluate(wish, times, workers // shards, tell=tell)
+    else:
+        assert p99_s is not None
+        if p99_s > wish.deadline_s:
+            raise InputError(
+                f"--p99 is {p99_s:g} s, and --deadline {wish.deadline_s:g} s, after which none is answered; "
+                "up to the deadline is allowed"
+            )
+        fit = size(wish, times, p99_s, tell=tell)
+    return replace(fit, workers=shards * fit.workers)
 
 
 def _load(wish: Wish, times: StepTimes, costs: PartCosts, around: Surroundings, fit: Fit) -> Load:

@@ -111,20 +111,23 @@ class StepTimes:
 def load(path: Path) -> StepTimes:
     """A file of `maskbit bench steps`. Raises InputError, in one line that names it, for anything else."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        times = from_values(values)
+        times = from_values(json.loads(path.read_text(encoding="utf-8")))
     except OSError as exc:
         raise InputError(f"the step times {path} cannot be read: {exc.strerror}") from exc
-    except (ValueError, TypeError, AttributeError, ConfigError) as exc:
+    except (TypeError, AttributeError) as exc:
+        raise InputError(
+            f"{path} is no file of maskbit bench steps: a part of it is of the wrong kind"
+        ) from exc
+    except (ValueError, ConfigError) as exc:
         raise InputError(f"{path} is no file of maskbit bench steps: {exc}") from exc
     return replace(times, source=str(path))
 
 
 def from_values(values: dict[str, Any]) -> StepTimes:
     """From what `save` writes. Raises ConfigError, ValueError, TypeError, AttributeError."""
-    values = dict(values)
-    if values.pop("format", None) != FORMAT:
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ConfigError(f"its format is not {FORMAT}")
+    values = {name: value for name, value in values.items() if name != "format"}
     for name in _BY_SIZE:
         values[name] = {int(size): float(second) for size, second in values.get(name, {}).items()}
     values["sampling"] = from_mapping(SamplingConfig, values.get("sampling", {}))

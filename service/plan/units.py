@@ -42,7 +42,7 @@ def bits_per_second(option: str, text: str) -> float:
 
 
 def seconds_by_size(option: str, text: str) -> dict[int, float]:
-    """Times by a number of rows or pictures, such as 2:12ms,32:55ms. Raises InputError."""
+    """Times by a number of rows or pictures, such as 2:12ms,32:55ms, that do not fall. Raises InputError."""
     found: dict[int, float] = {}
     for part in text.split(","):
         size, colon, time = part.strip().partition(":")
@@ -51,7 +51,10 @@ def seconds_by_size(option: str, text: str) -> dict[int, float]:
         if int(size) in found:
             raise InputError(f"{option} is {text!r}; it names the size {size} twice")
         found[int(size)] = seconds(option, time)
-    return dict(sorted(found.items()))
+    times = dict(sorted(found.items()))
+    if list(times.values()) != sorted(times.values()):
+        raise InputError(f"{option} is {text!r}; a larger size takes at least as long as a smaller one")
+    return times
 
 
 def _quantity(option: str, text: str, units: Mapping[str, float], examples: str) -> float:
