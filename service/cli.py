@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from enum import StrEnum
 from pathlib import Path
@@ -20,7 +21,9 @@ BundlesOption = Annotated[
         help="Bundled model, folder or hf://owner/name; once for each model [MASKBIT_BUNDLE, with commas].",
     ),
 ]
-RedisOption = Annotated[str | None, typer.Option(help="redis://… or unix://… [MASKBIT_REDIS_URL].")]
+RedisOption = Annotated[
+    str | None, typer.Option(help="redis://…, rediss://… or unix://… [MASKBIT_REDIS_URL].")
+]
 HostOption = Annotated[str | None, typer.Option(help="Address to listen on [MASKBIT_HOST].")]
 PortOption = Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on [MASKBIT_PORT].")]
 RuntimeOption = Annotated[
@@ -35,7 +38,7 @@ LogOption = Annotated[
 ]
 StateOption = Annotated[Path | None, typer.Option(help="Folder of the embedded Redis [MASKBIT_STATE_DIR].")]
 
-_WITH_PASSWORD = re.compile("//[^/]*@")
+_WITH_PASSWORD = re.compile("//.*@")
 
 
 class Part(StrEnum):
@@ -58,9 +61,21 @@ def _settings(**given: Any) -> Any:
     except ValidationError as exc:
         problem = exc.errors()[0]
         name = "_".join(map(str, problem["loc"]))
-        got = _WITH_PASSWORD.sub("//…@", repr(problem["input"]))
-        raise ConfigError(f"setting {name} is {got}: {problem['msg']}") from exc
+        # A password may be anywhere in a URL that cannot be read.
+        got = "" if name == "redis_url" else " is " + _WITH_PASSWORD.sub("//…@", repr(problem["input"]))
+        raise ConfigError(f"setting {name}{got}: {problem['msg'].removeprefix('Value error, ')}") from exc
     configure(settings.log_format, settings.log_level)
+    return settings
+
+
+def _checked_settings(**given: Any) -> Any:
+    """The same for what is to run; tells of variables that are misspelt, once for all parts of `serve`."""
+    from service.parent import SUPERVISED
+    from service.settings import misspelt
+
+    settings = _settings(**given)
+    for name, meant in misspelt(() if os.environ.get(SUPERVISED) else os.environ).items():
+        logging.getLogger("maskbit").warning("%s is no setting; did you mean %s?", name, meant)
     return settings
 
 
@@ -80,7 +95,7 @@ def serve(
     log_format: LogOption = None,
 ) -> None:
     """Start Redis, a worker for each bundle and the gateway with its page; Ctrl-C stops them cleanly."""
-    settings = _settings(
+    settings = _checked_settings(
         host=host,
         port=port,
         bundle=_joined(bundle),
@@ -104,7 +119,7 @@ def gateway(
     log_format: LogOption = None,
 ) -> None:
     """Start the HTTP gateway alone; it needs a Redis and, to answer, workers."""
-    settings = _settings(
+    settings = _checked_settings(
         host=host, port=port, bundle=_joined(bundle), redis_url=redis_url, log_format=log_format
     )
     from service.gateway.app import run_gateway
@@ -123,7 +138,7 @@ def worker(
     log_format: LogOption = None,
 ) -> None:
     """Start a worker alone; it needs a Redis."""
-    settings = _settings(
+    settings = _checked_settings(
         bundle=bundle,
         runtime=runtime,
         device=device,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+from typing import Any
 
 from models.errors import ConfigError
 from service.errors import Unavailable
@@ -14,6 +15,8 @@ _MOST_BYTES = 1 << 16
 _HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 # A gateway without a worker, as while one warms up, does what it can: nobody is to take it away for that.
 _PATHS = {"gateway": "/readyz?workers=0", "worker": "/readyz"}
+# Only the part itself says it when it is ready.
+_FIELDS = {"gateway": "models", "worker": "refused"}
 
 
 def check_ready(part: str, settings: Settings) -> None:
@@ -36,13 +39,23 @@ def check_ready(part: str, settings: Settings) -> None:
     finally:
         connection.close()
     if status != http.client.OK:
-        raise Unavailable(f"the {part} is not ready: {_reason(body) or status}")
+        raise Unavailable(f"the {part} is not ready: {_reason(part, body) or status}")
+    if _FIELDS[part] not in _answer(body):
+        raise Unavailable(f"what answers on {host} port {port} is no {part}")
 
 
-def _reason(body: bytes) -> str:
-    """What a gateway's or a worker's answer gives as the reason; nothing for another's."""
+def _answer(body: bytes) -> dict[str, Any]:
     try:
         answer = json.loads(body)
-        return str(answer["error"]["message"] if "error" in answer else answer["reason"])
-    except (ValueError, LookupError, TypeError):
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def _reason(part: str, body: bytes) -> str:
+    """What the part's answer gives as the reason; nothing if it is another's."""
+    try:
+        answer = _answer(body)
+        return str(answer["error"]["message"] if part == "gateway" else answer["reason"])
+    except (LookupError, TypeError):
         return ""

@@ -1,6 +1,8 @@
 """Settings of gateway and worker, from environment variables `MASKBIT_*`; the command line overrides them."""
 
 import ipaddress
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
@@ -8,11 +10,14 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.jobs.job import QueueLimits
+from service.jobs.redis_url import check_url
 from service.logs import Format, Level
 
 MIB = 1 << 20
-REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 TRITON_SCHEMES = ("grpc://", "http://")
+_PREFIX = "MASKBIT_"
+_OF_CLIENTS = {"MASKBIT_API_KEY"}
+_NEAR = 0.75  # alike to such a part, two names are taken for the same
 
 
 def default_state_dir() -> Path:
@@ -23,7 +28,9 @@ def default_state_dir() -> Path:
 class Settings(BaseSettings):
     """Names carry units; sizes are bytes, times seconds. Unknown keyword arguments are errors."""
 
-    model_config = SettingsConfigDict(env_prefix="MASKBIT_", extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
 
     bundle: str = Field("fruit", description="for a gateway several, with commas between them")
     redis_url: str | None = None
@@ -75,9 +82,9 @@ class Settings(BaseSettings):
 
     @field_validator("redis_url")
     @classmethod
-    def _known_scheme(cls, url: str | None) -> str | None:
-        if url is not None and not url.startswith(REDIS_SCHEMES):
-            raise ValueError(f"it must begin with {', '.join(REDIS_SCHEMES)}")
+    def _readable_redis_url(cls, url: str | None) -> str | None:
+        if url is not None:
+            check_url(url)
         return url
 
     @field_validator("triton_url", mode="before")
@@ -117,6 +124,18 @@ class Settings(BaseSettings):
             result_ttl_s=self.result_ttl_s,
             lease_s=self.lease_s,
         )
+
+
+def misspelt(names: Iterable[str]) -> dict[str, str]:
+    """Of the `names` of environment variables those that are nearly one of a setting, with that one."""
+    settings = [name.upper() for name in Settings.model_fields]
+    found = {}
+    for name in sorted({name.upper() for name in names} - _OF_CLIENTS):
+        rest = name.removeprefix(_PREFIX)
+        near = get_close_matches(rest, settings, 1, _NEAR) if name.startswith(_PREFIX) else []
+        if near and near[0] != rest:
+            found[name] = _PREFIX + near[0]
+    return found
 
 
 def _parts(text: str) -> list[str]:

@@ -1,15 +1,19 @@
 from concurrent.futures import ThreadPoolExecutor
+from logging import DEBUG
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from redis import Redis
 
 from models.bundle import Bundle
 from models.errors import ConfigError
 from service.errors import Unavailable
-from service.gateway import http_server
+from service.gateway import http_server, lineage
 from service.gateway.app import create_app
 from service.gateway.http_server import listen
+from service.jobs.keys import revisions_of
 from service.jobs.redis_server import RedisServer
 from service.settings import Settings
 from tests.gateway_answers import error_of, png
@@ -100,6 +104,58 @@ def test_a_gateway_starts_without_redis(plain_bundle: Bundle, tmp_path: Path) ->
         assert gateway.client.get("/livez").status_code == 200
         assert gateway.client.get("/").status_code == 200
         assert error_of(gateway.client.get("/readyz"), 503)["code"] == "unavailable"
+
+
+def test_a_redis_without_the_gateway_s_database_is_one_that_does_not_answer(
+    plain_bundle: Bundle, own_redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    with gateway_running(plain_bundle, f"{own_redis.url}?db=99") as gateway:
+        for response in (
+            gateway.client.get("/readyz"),
+            gateway.client.post("/generate", json={"class_id": 1}),
+        ):
+            assert error_of(response, 503)["code"] == "unavailable"
+        until(lambda: "the inbox cannot be read" in caplog.text)
+    assert caplog.text.count("DB index is out of range") == 1
+    assert not any(record.exc_info for record in caplog.records)
+
+
+def test_an_outage_is_told_when_it_begins_and_when_it_is_over(
+    plain_bundle: Bundle, own_redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "service")
+    with gateway_running(plain_bundle, own_redis.url) as gateway:
+        until(lambda: "no worker" in gateway.client.get("/readyz").text)
+        own_redis.stop()
+        until(lambda: caplog.text.count("a call is given up") >= 4)
+        own_redis.start()
+        until(lambda: "Redis answers again" in caplog.text)
+    told = [record for record in caplog.records if "service.jobs" in record.name and record.levelno > DEBUG]
+    assert [record.levelname for record in told] == ["WARNING", "INFO"]
+    assert "trying again: ConnectionError" in told[0].message
+
+
+def test_an_error_that_stays_is_told_once(
+    plain_bundle: Bundle,
+    own_redis: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(lineage, "_LOOK_S", 0.01)
+    with Redis.from_url(own_redis.url) as redis, gateway_running(plain_bundle, own_redis.url):
+        redis.set(revisions_of("tiny"), "no sorted set")
+        until(lambda: failures(redis) >= 5)
+        redis.delete(revisions_of("tiny"))
+    told = [record for record in caplog.records if record.exc_info]
+    assert [record.message for record in told] == ["looking up the revisions of tiny failed"]
+    assert "WRONGTYPE" in caplog.text
+
+
+def failures(redis: Redis) -> int:
+    """How many commands met a value of a wrong type."""
+    stats: Any = redis.info("errorstats")
+    return int(stats.get("errorstat_WRONGTYPE", {}).get("count", 0))
 
 
 def test_draining_refuses_new_work_and_finishes_what_runs(

@@ -23,7 +23,7 @@ from service.jobs.redis_server import RedisServer
 from service.telemetry import WorkerMetrics
 from service.worker import probes
 from service.worker.probes import Probes
-from tests.gateway_harness import Gateway, until
+from tests.gateway_harness import FakeWorker, Gateway, until
 from tests.service_fixtures import start, stop
 
 pytest_plugins = ["tests.gateway_fixtures"]
@@ -123,6 +123,25 @@ def test_a_worker_without_redis_lives_on_and_says_so_until_redis_is_back(
     assert done.stderr == "the worker is not ready: Redis does not answer as it should\n"
     own_redis.start()
     watched.until(200)
+    told = [line for line in watched.log.read_text().splitlines() if "service.jobs" in line]
+    assert len(told) % 2 == 0
+    for away, back in zip(told[::2], told[1::2], strict=True):
+        assert "WARNING" in away
+        assert "Redis does not answer as it should, trying again: ConnectionError" in away
+        assert "INFO" in back
+        assert back.endswith("Redis answers again")
+    assert told
+
+
+def test_a_redis_without_the_worker_s_database_is_one_that_does_not_answer(
+    own_redis: RedisServer, bundle: Path, tmp_path: Path
+) -> None:
+    worker = Watched(tmp_path, f"{own_redis.url}?db=99", bundle)
+    until(lambda: worker.readiness().get("reason") == "Redis does not answer as it should", 30)
+    assert stop(worker.process) == 0
+    log = worker.log.read_text()
+    assert log.count("trying again: ConnectionError: DB index is out of range") == 1
+    assert "Traceback" not in log
 
 
 def test_a_worker_that_never_saw_redis_says_so_in_one_line_and_when_asked(
@@ -248,3 +267,30 @@ def test_what_is_no_answer_of_ours_is_no_readiness() -> None:
     port = Other(WorkerMetrics()).listen("127.0.0.1", 0)
     done = health("worker", MASKBIT_METRICS_PORT=str(port))
     assert (done.returncode, done.stderr) == (1, "the worker is not ready: 500\n")
+
+
+def test_a_gateway_is_not_taken_for_a_worker(gateway: Gateway, worker: FakeWorker) -> None:
+    done = health("worker", MASKBIT_METRICS_PORT=str(gateway.port))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"what answers on 127.0.0.1 port {gateway.port} is no worker\n"
+    worker.stop()
+    until(lambda: gateway.client.get("/readyz").status_code == 503)
+    done = health("worker", MASKBIT_METRICS_PORT=str(gateway.port))
+    assert (done.returncode, done.stderr) == (1, "the worker is not ready: 503\n")
+
+
+def test_a_worker_is_not_taken_for_a_gateway(watched: Watched) -> None:
+    watched.until(200)
+    done = health("gateway", MASKBIT_PORT=str(watched.port))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"what answers on 127.0.0.1 port {watched.port} is no gateway\n"
+
+
+def test_a_worker_whose_port_is_taken_ends_with_one_line(bundle: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        worker = Watched(tmp_path, "unix:///nowhere", bundle, MASKBIT_METRICS_PORT=str(port))
+        assert worker.process.wait(60) == 2
+    [line] = worker.log.read_text().splitlines()
+    assert f"cannot listen on 127.0.0.1:{port} for metrics and probes: Address already in use" in line
+    assert "MASKBIT_METRICS_PORT" in line

@@ -245,7 +245,7 @@ def test_what_cannot_start_says_why_in_one_line(tmp_path: Path, service: Running
         ("serve", "--bundle", "fruit", "--bundle", "fruit"): "are both called 'fruit'",
         ("gateway", "--bundle", "fruit,fruit", "--redis-url", "redis://x"): "are both called 'fruit'",
         ("gateway", "--port", "0x"): "--port",
-        ("gateway", "--redis-url", "foo"): "redis_url is 'foo'",
+        ("gateway", "--redis-url", "foo"): "setting redis_url: it must begin with redis://",
         ("serve", "--port", str(free_port()), "--state-dir", "/proc/x"): "--state-dir",
         ("serve", "--port", str(free_port()), "--state-dir", __file__): "--state-dir",
     }

@@ -18,6 +18,7 @@ from models.errors import MaskBitError
 from service.errors import Unavailable
 from service.gateway.served_model import ServedModel
 from service.gateway.verification_file import VerificationFile
+from service.jobs.redis_link import describe
 from service.jobs.registry import Registry
 from service.settings import Settings
 
@@ -88,13 +89,17 @@ class Lineage:
             await self._look()
 
     async def _watch(self) -> None:
+        told = ""
         while True:
             try:
                 await self.look()
+                told = ""
             except Unavailable as exc:
                 log.debug("the revisions of %s are looked up later: %s", self.name, exc)
-            except Exception:
-                log.exception("looking up the revisions of %s failed", self.name)
+            except Exception as exc:
+                if describe(exc) != told:
+                    log.exception("looking up the revisions of %s failed", self.name)
+                told = describe(exc)
             await asyncio.sleep(_LOOK_S)
 
     async def _look(self, *, fresh: bool = False) -> None:

@@ -124,7 +124,7 @@ class Consumer:
         ids = (">" for _ in queues)
         options = ("COUNT", 1, "BLOCK", block_ms, "STREAMS")
         reply = self._link.call("XREADGROUP", "GROUP", GROUP, self.worker_id, *options, *queues, *ids)
-        self._failures = 0
+        self._answered()
         found = [(queue, entry, fields[1]) for queue, entries in reply or () for entry, fields in entries]
         # COUNT holds for each stream: what comes beyond one job goes back, to be claimed below if it fits.
         for queue, entry, job_id in found[1:]:
@@ -262,7 +262,7 @@ class Consumer:
 
     def _run_all(self, name: str, calls: Sequence[Sequence[Any]]) -> list[Any]:
         replies = self._link.run_all(name, calls)
-        self._failures = 0
+        self._answered()
         return replies
 
     def _take(self, reply: Any) -> ClaimedJob:
@@ -296,12 +296,21 @@ class Consumer:
         """Note a failed call and wait a little, `within_s` seconds at most. Errors of the program go up."""
         if not is_transient(error):
             raise error
-        self._failures += 1
-        if self._failures == 1:
+        with self._lock:
+            self._failures += 1
+            first = self._failures == 1
+        if first:
             _log.warning("Redis does not answer as it should, trying again: %s", describe(error))
         delay = backoff_s(self._failures)
         self._closing.wait(max(0.0, min(delay, within_s)))
         return delay
+
+    def _answered(self) -> None:
+        """Note a call that reached Redis."""
+        with self._lock:
+            again, self._failures = self._failures > 0, 0
+        if again:
+            _log.info("Redis answers again")
 
     def _patiently(self, call: Callable[[], _T]) -> _T | None:
         """For calls that may be repeated: try until Redis answers, a minute at most."""
@@ -316,6 +325,6 @@ class Consumer:
                     return None
                 self._trouble(error, within_s=2.0)
             else:
-                self._failures = 0
+                self._answered()
                 return reply
         return None

@@ -10,6 +10,7 @@ from service.errors import NotFound, QueueFull, ResultExpired, ServiceError, Una
 from service.jobs.intake import Intake
 from service.jobs.job import DONE, EXPIRED, QUEUED, RUNNING, JobView, NewJob, QueueLimits
 from service.jobs.keys import Keys
+from service.jobs.outage import Outage
 from service.jobs.redis_link import TROUBLE, AsyncLink, backoff_s, describe, open_line
 from service.jobs.speed import Speed
 from service.jobs.views import fetch_view, tombstone
@@ -22,6 +23,8 @@ _INBOX_BATCH = 200
 _CHUNK = 500
 _SWEEP_BATCH = 100
 _LATE_S = 5.0
+_NO_INBOX = "the inbox cannot be read"
+_NO_SWEEP = "the queue cannot be swept"
 
 
 @dataclass
@@ -48,6 +51,7 @@ class OwnJobs:
         self._open: dict[str, _Open] = {}
         self._waits: dict[str, set[asyncio.Future[JobView]]] = {}
         self._loops: list[asyncio.Task[None]] = []
+        self._outage = Outage()
         self._closing = False
 
     def start(self) -> None:
@@ -128,13 +132,13 @@ class OwnJobs:
                     *("XREAD", "COUNT", _INBOX_BATCH, "BLOCK", _INBOX_BLOCK_MS),
                     *("STREAMS", self._inbox, self._inbox_seen),
                 )
-                failures = 0
             except TROUBLE as error:
                 failures += 1
-                if failures == 1:
-                    _log.warning("the inbox cannot be read, trying again: %s", describe(error))
+                self._outage.begin(_NO_INBOX, error)
                 await asyncio.sleep(backoff_s(failures))
                 continue
+            failures = 0
+            self._outage.end(_NO_INBOX)
             for entry, note in reply[0][1] if reply else ():
                 self._inbox_seen = entry.decode()
                 names = (name.decode() for name in note[::2])
@@ -157,14 +161,21 @@ class OwnJobs:
             _log.info("job %s is done, its result is fetched later", job_id)
 
     async def _tick_loop(self) -> None:
+        told = ""
         while not self._closing:
             await asyncio.sleep(_TICK_S)
             try:
                 await self._tick()
-            except Unavailable:
+            except Unavailable as error:
+                self._outage.begin(_NO_SWEEP, error.__cause__ or error)
                 self._give_up_late()
-            except Exception:
-                _log.exception("sweeping failed")
+            except Exception as error:
+                if describe(error) != told:
+                    _log.exception("sweeping failed")
+                told = describe(error)
+            else:
+                self._outage.end(_NO_SWEEP)
+                told = ""
 
     async def _tick(self) -> None:
         while await self._link.run("sweep") == _SWEEP_BATCH:

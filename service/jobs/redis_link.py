@@ -14,6 +14,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import (
+    InvalidResponse,
     NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
@@ -24,7 +25,7 @@ from redis.exceptions import (
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
-from service.errors import Unavailable
+from service.errors import ServiceError, Unavailable
 from service.jobs import scripts
 from service.jobs.line import Line
 
@@ -65,7 +66,7 @@ def _in_doubt(error: Exception) -> bool:
     return isinstance(error, _IN_DOUBT) or (isinstance(error, RuntimeError) and "closed" in str(error))
 
 
-def describe(error: Exception) -> str:
+def describe(error: BaseException) -> str:
     """One line about an error of Redis."""
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
@@ -75,10 +76,31 @@ def backoff_s(failures: int) -> float:
     return random.uniform(0.0, min(2.0, 0.02 * 2.0 ** min(failures, 10)))
 
 
+def _greet(connection: Any) -> None:
+    """What redis-py does when it is connected; an error there is none of what the connection is for."""
+    try:
+        connection.on_connect()
+    except (ResponseError, InvalidResponse) as error:
+        raise RedisConnectionError(str(error)) from error
+
+
+async def _greet_async(connection: Any) -> None:
+    try:
+        await connection.on_connect()
+    except (ResponseError, InvalidResponse) as error:
+        raise RedisConnectionError(str(error)) from error
+
+
 def connect(url: str, name: str | None = None) -> Redis:
     """A synchronous client; its pool gives each thread a connection of its own, called `name` in Redis."""
-    retry = Retry(NoBackoff(), 0)
-    return Redis.from_url(url, protocol=2, socket_timeout=_BLOCKING_TIMEOUT_S, retry=retry, client_name=name)
+    return Redis.from_url(
+        url,
+        protocol=2,
+        socket_timeout=_BLOCKING_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),
+        client_name=name,
+        redis_connect_func=_greet,
+    )
 
 
 def connect_async(url: str, connections: int, timeout_s: float) -> aioredis.Redis:
@@ -87,17 +109,24 @@ def connect_async(url: str, connections: int, timeout_s: float) -> aioredis.Redi
         url,
         protocol=2,
         socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
         retry=AsyncRetry(NoBackoff(), 0),
         max_connections=connections,
         timeout=timeout_s,
+        redis_connect_func=_greet_async,
     )
     return aioredis.Redis.from_pool(pool)
 
 
 def open_line(url: str, timeout_s: float = _BLOCKING_TIMEOUT_S) -> Line:
     """A line, which connects when it is first needed."""
-    retry = AsyncRetry(NoBackoff(), 0)
-    pool: Any = aioredis.ConnectionPool.from_url(url, protocol=2, socket_timeout=None, retry=retry)
+    pool: Any = aioredis.ConnectionPool.from_url(
+        url,
+        protocol=2,
+        socket_timeout=None,
+        retry=AsyncRetry(NoBackoff(), 0),
+        redis_connect_func=_greet_async,
+    )
     return Line(pool.make_connection(), timeout_s)
 
 
@@ -171,9 +200,12 @@ class AsyncLink:
         self._keys = keys
         self._line = open_line(url, _CALL_TIMEOUT_S)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._told = ""
+        self._closing = False
 
     async def close(self) -> None:
-        """Let the calls in flight end, then drop the connections."""
+        """Let the calls in flight end, which are not repeated any more, then drop the connections."""
+        self._closing = True
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._line.close()
         await self.redis.aclose()
@@ -184,6 +216,15 @@ class AsyncLink:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    async def outlive(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Await `work`, which goes on to its end when the caller is cancelled."""
+        task = self.spawn(work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_look_at)
+            raise
 
     async def run(self, name: str, *args: Any) -> Any:
         """Run the script `name`."""
@@ -197,7 +238,7 @@ class AsyncLink:
 
     async def call(self, make: Callable[[], Awaitable[_T]]) -> _T:
         """Await `make()` to its end, also when the caller is cancelled."""
-        return await asyncio.shield(self.spawn(self._try(make)))
+        return await self.outlive(self._try(make))
 
     async def _try(self, make: Callable[[], Awaitable[_T]]) -> _T:
         failures = 0
@@ -208,8 +249,24 @@ class AsyncLink:
                 if not is_transient(error):
                     raise
                 failures += 1
-                if failures == _CALL_TRIES or not _in_doubt(error):
-                    # The client need not know where Redis is.
-                    _log.info("a call is given up: %s", describe(error))
+                if self._closing or failures == _CALL_TRIES or not _in_doubt(error):
+                    self._tell(error)
                     raise Unavailable("the job queue does not answer", retry_after_s=2.0) from error
             await asyncio.sleep(backoff_s(failures))
+
+    def _tell(self, error: Exception) -> None:
+        """Tell the log, since the client need not know where Redis is: a refusal once until another comes.
+
+        That Redis is away is said by those who look after it all the time.
+        """
+        text = describe(error)
+        quiet = _in_doubt(error) or text == self._told
+        if not quiet:
+            self._told = text
+        _log.log(logging.DEBUG if quiet else logging.INFO, "a call is given up: %s", text)
+
+
+def _look_at(task: asyncio.Task[Any]) -> None:
+    """What `task` has raised, for whoever waited for it has left."""
+    if not task.cancelled() and (error := task.exception()) and not isinstance(error, ServiceError):
+        _log.error("a call that nobody waits for failed", exc_info=error)

@@ -56,7 +56,7 @@ class JobStore:
             got, allowed = len(job.payload), self._limits.payload_bytes
             raise PayloadTooLarge(f"the job has {got} bytes, allowed are {allowed}")
         # Whoever submits may be cancelled; the book-keeping still has to follow what Redis decided.
-        return await asyncio.shield(self._link.spawn(self._own.submit(job, speed or Speed())))
+        return await self._link.outlive(self._own.submit(job, speed or Speed()))
 
     async def wait(self, job_id: str) -> JobView:
         """The job once it is terminal. Raises NotFound, ResultExpired; Unavailable past the deadline."""

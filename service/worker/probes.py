@@ -69,6 +69,7 @@ def _in_json(status: HTTPStatus, values: Readiness) -> Reply:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # beyond it clients try to connect again after seconds
 
     def __init__(self, host: str, port: int, probes: Probes) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -88,4 +88,7 @@ def _listen(probes: Probes, host: str, port: int) -> None:
     try:
         probes.listen(host, port)
     except OSError as exc:
-        log.warning("no worker metrics on port %d: %s", port, exc.strerror)
+        raise Unavailable(
+            f"cannot listen on {host}:{port} for metrics and probes: {exc.strerror}; "
+            "choose another MASKBIT_METRICS_PORT"
+        ) from exc
