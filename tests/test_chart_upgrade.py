@@ -22,7 +22,9 @@ CHANGED: dict[str, Any] = {
     "log": {"level": "debug"},
     "gateway": {"podLabels": {"tier": "front"}, "replicas": 5},
     "worker": {"podLabels": {"tier": "back"}, "settings": {"slots": 4}, "startupSeconds": 900},
-    "redis": {"internal": {"image": {"tag": "8.0.0"}, "maxmemory": "1536mb", "nodeSelector": {"disk": "fast"}}},
+    "redis": {
+        "internal": {"image": {"tag": "8.0.0"}, "maxmemory": "900mb", "nodeSelector": {"disk": "fast"}}
+    },
 }
 
 
@@ -120,6 +122,6 @@ def test_redis_is_started_anew_by_other_settings() -> None:
             for one in render(values)
             if one["kind"] == "StatefulSet"
         ]
-        for values in ({}, {"redis": {"internal": {"maxmemory": "1536mb"}}})
+        for values in ({}, {"redis": {"internal": {"maxmemory": "900mb"}}})
     )
     assert old != new
