@@ -137,12 +137,12 @@ def test_headers_that_do_not_come_are_408_and_silence_is_cut_off(gateway: Gatewa
         assert "0.5 s" in check_error(slow, 408, "request_timeout")
         assert is_closed(slow)
         assert is_closed(silent)
-    assert 0.4 < time.monotonic() - began < 3
+    assert 0.4 < time.monotonic() - began < 7
 
 
 def test_a_trickle_does_not_extend_the_time_for_headers(gateway: Gateway) -> None:
     with connected(gateway) as client:
-        assert trickle(client, b"X") < 3
+        assert trickle(client, b"X") < 7
 
 
 def test_the_next_request_of_a_connection_has_its_own_time(gateway: Gateway) -> None:
@@ -255,7 +255,7 @@ def test_a_body_that_does_not_come_in_time_is_408(gateway: Gateway, worker: Fake
             head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\n"
             client.sendall(head.encode() + b'Content-Length: 100\r\n\r\n{"class')
             assert "7 bytes" in check_error(client, 408, "request_timeout")
-        assert 0.5 < time.monotonic() - began < 3
+        assert 0.5 < time.monotonic() - began < 7
 
 
 def test_a_trickle_does_not_extend_the_time_for_the_body(gateway: Gateway, worker: FakeWorker) -> None:
@@ -266,14 +266,14 @@ def test_a_trickle_does_not_extend_the_time_for_the_body(gateway: Gateway, worke
         )
         client.settimeout(0.05)
         status = 0
-        while not status and time.monotonic() - began < 5:
+        while not status and time.monotonic() - began < 8:
             client.sendall(b" ")
             try:
                 status = answer(client)[0]
             except TimeoutError:
                 continue
         assert status == 408
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 7
 
 
 def test_a_client_that_leaves_within_its_body_leaves_nothing_behind(

@@ -320,9 +320,9 @@ async def test_a_job_past_its_deadline_leaves_before_the_next_step(
     # Not started: no gateway sweeps, so that the worker has to see by itself that the time is over.
     store = JobStore(redis_url, keys, LIMITS)
     with working(redis_url, keys, runtime, tiny_bundle, "w1") as worker:
-        await store.submit(replace(job("late", count=4), deadline_ms=300))
+        await store.submit(replace(job("late", count=4), deadline_ms=1000))
         until(lambda: worker.engine.free_slots() < 4)
-        time.sleep(0.3)
+        time.sleep(1.0)
         runtime.gate.set()
         until(lambda: worker.engine.idle)
         # One step may have begun in time.
