@@ -31,10 +31,10 @@ from service.jobs.job import QueueLimits
 from service.jobs.keys import GROUP, Keys
 from service.jobs.redis_server import RedisServer
 from service.jobs.speed import Speed
+from service.plan.load import Flow
 from service.plan.part_costs import PartCosts
 
 _SMALL: dict[str, object] = {"class_id": 0, "seed": 1, "steps": 1, "format": "tokens"}
-_SMALL_COPIES = 2  # of a small result on the disk: see `service.plan.saturation`
 # As large as several files of pictures are together.
 _LARGE_IMAGES = 8
 _WORKERS = (1, 1000)
@@ -128,7 +128,7 @@ def measure(requests: int, clients: int, jobs: int, seconds: float) -> PartCosts
         byte_gateway_s=max(0.0, (big.gateway_s - one.gateway_s) / more),
         request_bytes=one.network,
         byte_bytes=(big.network - one.network) / more,
-        request_disk_bytes=one.disk - _SMALL_COPIES * one.result,
+        request_disk_bytes=one.disk - Flow(rate=1.0, result_bytes=one.result).written_bytes,
         waiting_bytes=waiting,
         worker_commands=worker,
         worker_redis_s=max(0.0, worker_s - nobody_s),
